@@ -23,6 +23,7 @@ from benchmarks.variants import VARIANTS, VariantError, file_for, models, named
 from deepcovid_edge.backends import load_backend
 from deepcovid_edge.backends.settings import BackendSettings
 from deepcovid_edge.backends.tensorrt.files import Profile
+from deepcovid_edge.cli.exit_codes import ExitCode
 from deepcovid_edge.datasets.dataset import LabelledImage, load_dataset
 from deepcovid_edge.errors import NotThereError
 from deepcovid_edge.validation.diagnostics import versions
@@ -36,7 +37,6 @@ BACKENDS = {
     "tensorrt": ("fp32", "fp16", "int8-tensorrt"),
 }
 """Backend -> the variants that it is for."""
-CHANGED_CODE = 3
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ def main() -> None:
         store("verify", figures, folder="verify")
     if changed:
         print(f"the equivalence check failed: {', '.join(changed)}")
-        raise SystemExit(CHANGED_CODE)
+        raise SystemExit(ExitCode.NOT_EQUIVALENT)
 
 
 def files_of(asked: Sequence[str] | None) -> dict[str, Path]:

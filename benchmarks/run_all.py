@@ -22,6 +22,7 @@ from typing import Any
 from benchmarks.measure import store
 from benchmarks.measure.programs import run_child
 from benchmarks.variants import MODELS
+from deepcovid_edge.cli.exit_codes import ExitCode
 
 RESNET18_ONLY = ("--model", str(MODELS / "resnet18.onnx"))
 BOTH = ("--model", "squeezenet1_1", *RESNET18_ONLY)
@@ -51,7 +52,6 @@ PARTS: dict[str, tuple[str, ...]] = {
 }
 """Part -> module and options; `DATA` stands for `--data DATA`. Accuracy first: it makes the
 variants that the others run."""
-FAILED, EQUIVALENCE, UNSTABLE = 1, 3, 7
 TOO_LONG = 124
 """The exit code of timeout(1): a part that hangs is stopped, and the others run."""
 _LIMIT = 1800.0
@@ -95,10 +95,11 @@ def part(name: str, data: Path) -> dict[str, Any]:
 
 def code_of(codes: Iterable[int]) -> int:
     """The exit code of the whole."""
-    found = set(codes) - {0}
-    if found - {EQUIVALENCE, UNSTABLE}:
-        return FAILED
-    return EQUIVALENCE if EQUIVALENCE in found else UNSTABLE if UNSTABLE in found else 0
+    found = set(codes)
+    if found - {ExitCode.DONE, ExitCode.NOT_EQUIVALENT, ExitCode.UNSTABLE}:
+        return ExitCode.ERROR
+    worst_first = (ExitCode.NOT_EQUIVALENT, ExitCode.UNSTABLE)
+    return next((code for code in worst_first if code in found), ExitCode.DONE)
 
 
 if __name__ == "__main__":

@@ -10,9 +10,9 @@ from pathlib import Path
 from deepcovid_edge.benchmarking.compare import CompareRules, Comparison, compare
 from deepcovid_edge.benchmarking.results import KIND, read_result
 from deepcovid_edge.cli.compare import markdown
+from deepcovid_edge.cli.exit_codes import ExitCode
 from deepcovid_edge.errors import IncomparableRunsError
 
-DIFFERENT, UNSTABLE = 3, 7
 CLOCKS = "clocks: "
 """How `compare` begins its note on processors that ran at another speed."""
 
@@ -50,8 +50,8 @@ def against(stored: Path, again: Path, smallest_change: float) -> int:
         print(markdown(differing, show_all=False))
     print("\n".join([*unmatched, summary(comparisons, len(steady), smallest_change)]))
     if unmatched or steady:
-        return DIFFERENT
-    return UNSTABLE if differing else 0
+        return ExitCode.NOT_EQUIVALENT
+    return ExitCode.UNSTABLE if differing else ExitCode.DONE
 
 
 def summary(comparisons: list[Comparison], steady: int, smallest_change: float) -> str:

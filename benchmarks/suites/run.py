@@ -38,13 +38,13 @@ from benchmarks.variants import VARIANTS, VariantError, file_for, named, stack
 from deepcovid_edge.backends.tensorrt.files import Profile
 from deepcovid_edge.benchmarking.results import Result, read_result
 from deepcovid_edge.benchmarking.settings import MULTI, OFFLINE, SCENARIOS, SCOPES, SERVER, SINGLE
+from deepcovid_edge.cli.exit_codes import ExitCode
 from deepcovid_edge.errors import DeepCovidEdgeError, NotThereError
 from deepcovid_export.settings import build_settings, read_table
 
 SUITES = Path(__file__).parent
 STABLE, UNSTABLE, SKIPPED, FAILED = "stable", "unstable", "skipped", "failed"
-UNSTABLE_CODE = 7
-_NOT_HERE = (5, 6)
+_NOT_HERE = (ExitCode.MISMATCH, ExitCode.NOT_THERE)
 """Exit codes of `bench` where a device, a package or a fitting engine is missing."""
 _SMALLEST_ENGINE = 32
 _STEP_SECONDS = 3600
@@ -218,7 +218,9 @@ def measure_suite(suite: Suite, data: Path | None, place: Path) -> int:
     store(f"suite-{suite.name}", {"suite": asdict(suite), "steps": rows}, place=place)
     counts = Counter(row["status"] for row in rows)
     print(", ".join(f"{counts[kind]} {kind}" for kind in (STABLE, UNSTABLE, SKIPPED, FAILED)))
-    return 1 if counts[FAILED] else UNSTABLE_CODE if counts[UNSTABLE] else 0
+    if counts[FAILED]:
+        return ExitCode.ERROR
+    return ExitCode.UNSTABLE if counts[UNSTABLE] else ExitCode.DONE
 
 
 def attempt(step: Step, data: Path | None, place: Path, written: Path) -> dict[str, Any]:
@@ -236,7 +238,7 @@ def attempt(step: Step, data: Path | None, place: Path, written: Path) -> dict[s
         return {**row, "status": SKIPPED, "reasons": [str(error)]}
     except DeepCovidEdgeError as error:
         return {**row, "status": FAILED, "reasons": [str(error)]}
-    if code not in (0, UNSTABLE_CODE):
+    if code not in (ExitCode.DONE, ExitCode.UNSTABLE):
         status = SKIPPED if code in _NOT_HERE else FAILED
         return {**row, "status": status, "reasons": [message]}
     result = read_result(written)

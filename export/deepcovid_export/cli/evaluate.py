@@ -8,17 +8,16 @@ from typing import Any
 
 import click
 
+from deepcovid_edge.cli.exit_codes import ExitCode
+from deepcovid_edge.cli.options import NamedPath, path_option
 from deepcovid_edge.errors import UsageError, require
-from deepcovid_export.cli.options import PATH, path_option
-
-_SOME_NOT_ASSESSED = 4
 
 
 @click.command(
     epilog="Example: deepcovid-edge evaluate squeezenet1_1 images/ --split test -o report/",
 )
 @click.argument("models", metavar="MODEL...", nargs=-1, required=True)
-@click.argument("data", type=PATH)
+@click.argument("data", type=NamedPath())
 @click.option("--split", help="Only the images of this split.")
 @click.option(
     "--shortcuts/--no-shortcuts",
@@ -27,7 +26,7 @@ _SOME_NOT_ASSESSED = 4
     "read the source? Four more passes over the images.  [default: if a page is written]",
 )
 @click.option(
-    "--also", type=PATH, multiple=True, metavar="DATA", help="More data, measured with DATA."
+    "--also", type=NamedPath(), multiple=True, metavar="DATA", help="More data, measured with DATA."
 )
 @click.option("--name", help="What the images are called in the report.  [default: the split]")
 @click.option(
@@ -90,7 +89,8 @@ def command(
     write_report(report, targets)
     evaluations = report.get("evaluations") or [report]
     click.echo(as_json(report) if json_out else "\n\n".join(map(summary, evaluations)))
-    return _SOME_NOT_ASSESSED if any(it["not_assessed"] for it in evaluations) else 0
+    some = any(it["not_assessed"] for it in evaluations)
+    return ExitCode.NOT_ASSESSED if some else ExitCode.DONE
 
 
 def summary(figures: dict[str, Any]) -> str:

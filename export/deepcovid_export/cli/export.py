@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from deepcovid_edge.cli.options import check_needed
+from deepcovid_edge.cli.options import NamedPath, check_needed, path_option
 from deepcovid_edge.device.process import set_up
 from deepcovid_edge.device.progress import number_of
 from deepcovid_edge.errors import DataError, NotAssessedError, UsageError, require
 from deepcovid_edge.files import check_not_input
-from deepcovid_export.cli.options import PATH, choice_option, path_option
+from deepcovid_export.cli.options import choice_option
 from deepcovid_export.onnx_export.triton_settings import PLATFORMS, RepositorySettings
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ _OTHER_IMAGES = (
 
 
 @click.command(epilog="Example: deepcovid-edge export runs/first/checkpoint.pt -o first.onnx")
-@click.argument("source", metavar="CHECKPOINT", type=PATH)
+@click.argument("source", metavar="CHECKPOINT", type=NamedPath())
 @path_option("-o", "--output", help="[default: NAME.onnx]")
 @path_option(
     "--check",

@@ -7,15 +7,6 @@ from typing import Any
 
 import click
 
-from deepcovid_edge.cli.options import NamedPath
-
-PATH: Any = NamedPath()
-
-
-def path_option(*names: str, **settings: Any) -> Callable[[Any], Any]:
-    """An option whose value is a file or folder."""
-    return click.option(*names, type=PATH, **settings)
-
 
 def choice_option(*names: str, choices: tuple[str, ...], **settings: Any) -> Callable[[Any], Any]:
     """An option with a closed list of values, of which the first is the default."""

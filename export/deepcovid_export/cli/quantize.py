@@ -9,14 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from deepcovid_edge.cli.options import check_needed
+from deepcovid_edge.cli.exit_codes import ExitCode
+from deepcovid_edge.cli.options import check_needed, path_option
 from deepcovid_edge.errors import require
-from deepcovid_export.cli.options import choice_option, path_option
+from deepcovid_export.cli.options import choice_option
 
 if TYPE_CHECKING:
     from deepcovid_export.quantization.quantize import Quantized
-
-_CHECK_FAILED = 3
 
 
 @click.command(
@@ -119,7 +118,7 @@ def command(
     elif done.output:
         click.echo(done.output)
     proved = done.proof is None or done.proof["verdict"] == UNCHANGED
-    return 0 if done.output and proved else _CHECK_FAILED
+    return ExitCode.DONE if done.output and proved else ExitCode.NOT_EQUIVALENT
 
 
 def _summary(done: Quantized) -> str:

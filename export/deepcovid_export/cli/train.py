@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 
 import click
 
+from deepcovid_edge.cli.options import NamedPath, path_option
 from deepcovid_edge.device.progress import number_of, progress_bar
 from deepcovid_edge.errors import UsageError, require
-from deepcovid_export.cli.options import PATH, path_option
 
 if TYPE_CHECKING:
     from deepcovid_export.data.images import TrainingData
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 @click.command(
     epilog="Example: deepcovid-edge train --recipe plain_squeezenet1_1 images/ -o runs/first",
 )
-@click.argument("data", type=PATH, nargs=-1, required=True)
+@click.argument("data", type=NamedPath(), nargs=-1, required=True)
 @click.option(
     "--recipe", "name", default="plain_squeezenet1_1", show_default=True, help="Name or TOML."
 )
