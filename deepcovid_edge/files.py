@@ -111,6 +111,18 @@ def read_regular(path: Path) -> bytes:
         return stream.read()
 
 
+def read_named(path: Path) -> bytes:
+    """The content of a regular file that a user or a record names.
+
+    Raises:
+        NotThereError: The file cannot be opened.
+    """
+    try:
+        return read_regular(path)
+    except OSError as error:
+        raise NotThereError(f"{path}: {error.strerror or error}") from error
+
+
 def write_atomically(path: Path, data: bytes | memoryview, *, sync: bool = False) -> None:
     """Write a file under a temporary name, then give it its own.
 
@@ -200,7 +212,7 @@ def write_text(path: Path, text: str) -> None:
         else:
             path.write_bytes(data)
     except OSError as error:
-        raise OutputError(f"{path}: cannot be written: {error.strerror or error}") from error
+        raise _not_written(path, error) from error
 
 
 def _write(path: Path | str, flags: int, data: bytes | memoryview, *, sync: bool = False) -> None:

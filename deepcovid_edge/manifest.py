@@ -12,8 +12,8 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
-from deepcovid_edge.errors import ModelFileError, NotThereError
-from deepcovid_edge.files import read_regular
+from deepcovid_edge.errors import ModelFileError
+from deepcovid_edge.files import read_named
 from deepcovid_edge.models.graph.protobuf import blocks, text
 
 VERSION = "0.1.0"
@@ -287,10 +287,7 @@ def read_manifest(path: Path) -> ModelManifest:
         NotThereError: The file cannot be opened.
         ModelFileError: The file is no ONNX model, or carries no valid manifest.
     """
-    try:
-        data = memoryview(read_regular(path))
-    except OSError as error:
-        raise NotThereError(f"{path}: {error.strerror or error}") from error
+    data = memoryview(read_named(path))
     try:
         metadata = dict(_metadata_props(data))
     except ValueError as error:

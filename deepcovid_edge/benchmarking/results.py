@@ -20,8 +20,8 @@ from deepcovid_edge.benchmarking.settings import OFFLINE, SERVER
 from deepcovid_edge.benchmarking.stability import Verdict, assess_stability
 from deepcovid_edge.decision.results import plain
 from deepcovid_edge.decision.statistics import Rate
-from deepcovid_edge.errors import DataError, NotThereError
-from deepcovid_edge.files import read_regular
+from deepcovid_edge.errors import DataError
+from deepcovid_edge.files import read_named
 
 KIND = "deepcovid-edge bench"
 SCHEMA_VERSION = 2
@@ -228,9 +228,7 @@ def read_result(path: Path) -> Result:
         DataError: It is not a result of `bench`, or of another schema version.
     """
     try:
-        content = json.loads(read_regular(path).decode("utf-8"))
-    except OSError as error:
-        raise NotThereError(f"{path}: {error.strerror or error}") from error
+        content = json.loads(read_named(path).decode("utf-8"))
     except ValueError as error:
         raise DataError(f"{path}: not JSON ({error}): expected a file of bench -o") from error
     if not isinstance(content, dict) or content.get("kind") != KIND:

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from deepcovid_edge.decision.record import SiteName
-from deepcovid_edge.errors import NotThereError, SettingsMismatchError
-from deepcovid_edge.files import read_regular, write_text
+from deepcovid_edge.errors import SettingsMismatchError
+from deepcovid_edge.files import read_named, write_text
 from deepcovid_edge.manifest import IndeterminateRange
 
 SCHEMA_VERSION = 1
@@ -90,10 +90,7 @@ def read_site(path: Path) -> Site:
         NotThereError: The file cannot be opened.
         SettingsMismatchError: It is damaged, was changed by hand, or is of another version.
     """
-    try:
-        content = read_regular(path)
-    except OSError as error:
-        raise NotThereError(f"{path}: {error.strerror or error}") from error
+    content = read_named(path)
     try:
         return _site(path, content)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:

@@ -21,7 +21,7 @@ from deepcovid_edge.errors import (
     OutputError,
     one_line,
 )
-from deepcovid_edge.files import file_sha256, read_regular, write_atomically
+from deepcovid_edge.files import file_sha256, read_named, write_atomically
 from deepcovid_edge.manifest import ModelManifest, check_kind
 
 SCHEMA_VERSION = 1
@@ -269,10 +269,7 @@ def read_engine(engine: Path, device: Fit) -> tuple[EngineFacts, bytes]:
         EngineMismatchError: As `check_engine`.
     """
     facts = _fitting_facts(engine, device)
-    try:
-        plan = read_regular(engine)
-    except OSError as error:
-        raise NotThereError(f"{engine}: {error.strerror or error}") from error
+    plan = read_named(engine)
     _check_sha256(engine, hashlib.sha256(plan).hexdigest(), facts)
     return facts, plan
 

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from deepcovid_edge.errors import ModelFileError, NotThereError
-from deepcovid_edge.files import read_regular
+from deepcovid_edge.errors import ModelFileError
+from deepcovid_edge.files import read_named
 from deepcovid_edge.models.graph.reader import INT32, UINT8, Graph, Node, read_graph
 
 _FIX = "quantise the FP32 model with `deepcovid-edge quantize --for tensorrt`"
@@ -35,9 +35,7 @@ def check_typed(path: Path) -> None:
             its uint8 images to something else than a cast.
     """
     try:
-        graph = read_graph(memoryview(read_regular(path)))
-    except OSError as error:
-        raise NotThereError(f"{path}: {error.strerror or error}") from error
+        graph = read_graph(memoryview(read_named(path)))
     except ModelFileError as error:
         raise ModelFileError(f"{path}: {error}") from error
     for node in graph.nodes:
