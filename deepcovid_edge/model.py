@@ -222,7 +222,7 @@ class Model(Closing):
         Args:
             source: The image.
             method: `occlusion` hides windows and classifies again; `activation` is the class
-                activation map; `averaged` is the mean of those of the image at five positions.
+                activation map.
             budget: Most seconds for an occlusion; None for all windows.
             window: Side of a window, pixels of the model input.
             stride: From window to window, pixels of the model input.

@@ -38,7 +38,6 @@ from deepcovid_edge.backends import load_backend
 from deepcovid_edge.backends.base import Backend, softmax
 from deepcovid_edge.datasets.dataset import LabelledImage, load_dataset
 from deepcovid_edge.heatmaps.agreement import rank_correlation
-from deepcovid_edge.heatmaps.averaged import averaged_map
 from deepcovid_edge.heatmaps.heatmap import METHODS, of_activation
 from deepcovid_edge.heatmaps.occlusion import Occluder, of_occlusion
 from deepcovid_edge.heatmaps.windows import OcclusionSettings, WindowGrid, occluded
@@ -103,7 +102,7 @@ def main() -> None:
 
 @contextmanager
 def maps_of(backend: Backend, settings: OcclusionSettings) -> Iterator[Callable[[Pixels], Maps]]:
-    """The heat maps of an image, by method."""
+    """Both heat maps of an image."""
     spec, positive = backend.manifest.input, backend.manifest.positive_index
     with Occluder(backend, settings) as occluder:
 
@@ -111,8 +110,7 @@ def maps_of(backend: Backend, settings: OcclusionSettings) -> Iterator[Callable[
             occlusion = of_occlusion(occluder.explain(image), {})
             seen = backend.infer(image[None], activation_maps=True).activation_maps
             assert seen is not None
-            activation = of_activation(seen[0, positive], spec)
-            found = (occlusion, activation, averaged_map(backend, image, seen[0, positive]))
+            found = (occlusion, of_activation(seen[0, positive], spec))
             return {each.method: each.values for each in found}
 
         yield explain
@@ -137,7 +135,7 @@ class Curves:
     def measure(
         self, images: Sequence[LabelledImage], pixels: Sequence[Pixels], maps: Sequence[Maps]
     ) -> dict[str, Any]:
-        """Curves and paired differences of each method."""
+        """Curves and paired differences of both methods."""
         shuffled = [
             np.random.default_rng(seed).permutation(len(self.boxes)) for seed in range(ORDERS)
         ]

@@ -17,14 +17,13 @@ from PIL import Image
 
 from benchmarks.measure import RESULTS
 from benchmarks.measure.options import parser_of
-from deepcovid_edge.heatmaps.heatmap import ACTIVATION, OCCLUSION
+from deepcovid_edge.heatmaps.heatmap import METHODS
 from deepcovid_edge.heatmaps.overlay import draw_overlay
 from deepcovid_edge.imaging.synthetic.clinic_folder import write_phantoms
 from deepcovid_edge.model import Model
 from deepcovid_edge.reasons import NOTICE
 
 SAMPLES = 4
-SHOWN = (OCCLUSION, ACTIVATION)
 WIDTH = 1400
 QUALITY = 72
 
@@ -36,7 +35,7 @@ def main() -> None:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as place, Model(options.model, variant="fp32") as model:
         image = write_phantoms(Path(place), count=SAMPLES)[-1]
-        picture = Image.fromarray(np.vstack([overlay(model, image, one) for one in SHOWN]))
+        picture = Image.fromarray(np.vstack([overlay(model, image, one) for one in METHODS]))
     options.output.parent.mkdir(parents=True, exist_ok=True)
     size = (WIDTH, round(picture.height * WIDTH / picture.width))
     picture.resize(size, Image.Resampling.LANCZOS).save(

@@ -276,7 +276,7 @@ class CartSettings:
         variant: As `infer --variant`.
         backend: As `infer --backend`.
         site: Site file of `site-check`, or None.
-        heatmap: `averaged`, `activation`, `occlusion` (within `budget`) or `none`.
+        heatmap: `activation`, `occlusion` (within `budget`) or `none`.
         budget: Most seconds for an occlusion.
         assess_seconds: Longest time for one image; the assessor is ended and started again.
         report: Kind of structured report: `comprehensive` or `comprehensive3d`.
@@ -296,7 +296,7 @@ class CartSettings:
     variant: str = "auto"
     backend: str = "auto"
     site: Path | None = None
-    heatmap: Literal["averaged", "activation", "occlusion", "none"] = "averaged"
+    heatmap: Literal["activation", "occlusion", "none"] = "activation"
     budget: float = 1.0
     assess_seconds: float = 120.0
     report: Literal["comprehensive", "comprehensive3d"] = "comprehensive"

@@ -33,11 +33,10 @@ from deepcovid_edge.cli.options import (
 )
 @click.option(
     "--method",
-    type=click.Choice(["occlusion", "activation", "averaged"]),
+    type=click.Choice(["occlusion", "activation"]),
     default="occlusion",
     show_default=True,
-    help="Hide windows and classify again; or read the class activation map; or average those of "
-    "the image at five positions.",
+    help="Hide windows and classify again, or read the class activation map.",
 )
 @click.option("--window", default=32, show_default=True, help="Side of a window, in pixels.")
 @click.option("--stride", default=8, show_default=True, help="Step between windows, in pixels.")

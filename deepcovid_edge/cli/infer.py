@@ -27,11 +27,7 @@ from deepcovid_edge.device.streams import is_stdout_closed
 @run_options
 @click.option("--batch-size", type=int, help="Images per inference call.  [default: 1, on a GPU 8]")
 @click.option("--resume", is_flag=True, help="Continue the file of --output.")
-@click.option(
-    "--heatmap",
-    type=click.Choice(["occlusion", "activation", "averaged"]),
-    help="Make heat maps.",
-)
+@click.option("--heatmap", type=click.Choice(["occlusion", "activation"]), help="Make heat maps.")
 @path_option(
     "--heatmap-dir",
     folder=True,
@@ -41,7 +37,7 @@ from deepcovid_edge.device.streams import is_stdout_closed
 @path_option(
     "--html",
     folder=True,
-    help="Folder for a page with pictures, for a browser. Makes averaged maps unless --heatmap "
+    help="Folder for a page with pictures, for a browser. Makes activation maps unless --heatmap "
     "chooses another method.",
 )
 @click.option(
@@ -72,8 +68,7 @@ def command(
     DEEPCOVID_EDGE_INT8=off in the environment turns INT8 off. Every record names the variant that
     ran. With --backend or --provider the named file itself runs.
 
-    `--heatmap activation` needs no second run; `averaged` needs four more of each image and finds
-    opacities more often. `deepcovid-edge heatmap` has more options.
+    `--heatmap activation` needs no second run. `deepcovid-edge heatmap` has more options.
     """
     check_needed("--heatmap", heatmap is not None, "overlay")
     check_needed("--heatmap or --html", bool(heatmap or html), "heatmap_dir")
@@ -81,7 +76,7 @@ def command(
     if output is None and is_stdout_closed():
         raise click.UsageError("stdout is closed: name a file for the records with --output.")
     if html:
-        heatmap, overlay, heatmap_dir = heatmap or "averaged", True, heatmap_dir or html / "maps"
+        heatmap, overlay, heatmap_dir = heatmap or "activation", True, heatmap_dir or html / "maps"
     maps = None
     if heatmap:
         from deepcovid_edge.heatmaps.explainer import HeatMapSettings

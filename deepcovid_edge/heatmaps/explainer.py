@@ -16,10 +16,8 @@ from deepcovid_edge.backends.base import Backend
 from deepcovid_edge.decision.record import Prediction, milliseconds
 from deepcovid_edge.errors import OutputError, UsageError
 from deepcovid_edge.files import Closing, write_atomically
-from deepcovid_edge.heatmaps.averaged import averaged_map
 from deepcovid_edge.heatmaps.files import write_map
 from deepcovid_edge.heatmaps.heatmap import (
-    AVERAGED,
     METHODS,
     OCCLUSION,
     HeatMap,
@@ -46,10 +44,10 @@ class HeatMapSettings:
     """Which heat maps are made, and where they go.
 
     Attributes:
-        method: `occlusion`, `activation` or `averaged`.
+        method: `occlusion` or `activation`.
         folder: Where map files (and pictures) are written; made where it is not there.
         overlay: Draw a picture of every image too.
-        occlusion: Which windows are hidden; nothing to other methods.
+        occlusion: Which windows are hidden; nothing to `activation`.
     """
 
     method: str
@@ -121,8 +119,8 @@ class HeatMapMaker(Closing):
 
     Args:
         backend: The loaded model.
-        method: `occlusion`, `activation` or `averaged`.
-        occlusion: Which windows are hidden; nothing to other methods.
+        method: `occlusion` or `activation`.
+        occlusion: Which windows are hidden; nothing to `activation`.
         limits: Probabilities at which the decision changes, the lowest first.
         workers: Calls at once; None for what suits the backend.
 
@@ -144,7 +142,6 @@ class HeatMapMaker(Closing):
     ) -> None:
         _check_method(method)
         self.input = backend.manifest.input
-        self._backend, self._method = backend, method
         self._positive = backend.manifest.positive_index
         self._settings = occlusion
         self._occluder: Occluder | None = None
@@ -185,10 +182,7 @@ class HeatMapMaker(Closing):
     def _activation(self, one: Explained) -> HeatMap:
         if one.activation_maps is None:
             raise ValueError("activation maps were not asked for")
-        own = one.activation_maps[self._positive]
-        if self._method != AVERAGED or one.image.pixels is None:
-            return of_activation(own, self.input)
-        return averaged_map(self._backend, one.image.pixels, own)
+        return of_activation(one.activation_maps[self._positive], self.input)
 
     def _occlusions(
         self, occluder: Occluder, assessed: Sequence[Explained]

@@ -4,8 +4,7 @@
     cells                               what they are made from: windows, or the network's own map
     facts                               JSON: method, shape, how it was made, regions, the record's
 
-An activation map is stored as the network gives it, an averaged one as the five it is made of:
-`values` are computed again.
+An activation map is stored as the network's own map, from which `values` are computed again.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ import io
 import json
 import zipfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,15 +22,7 @@ from numpy.typing import NDArray
 
 from deepcovid_edge.errors import DataError, NotThereError
 from deepcovid_edge.files import open_regular, write_new
-from deepcovid_edge.heatmaps.averaged import of_averaged
-from deepcovid_edge.heatmaps.heatmap import (
-    ACTIVATION,
-    METHODS,
-    OCCLUSION,
-    HeatMap,
-    Region,
-    of_activation,
-)
+from deepcovid_edge.heatmaps.heatmap import ACTIVATION, METHODS, HeatMap, Region, of_activation
 from deepcovid_edge.manifest import InputSpec
 
 SCHEMA_VERSION = 1
@@ -77,7 +68,7 @@ def write_map(
     }
     text = _ENCODER.encode(described).encode("ascii")
     arrays: dict[str, Any] = {"cells": heatmap.cells, "facts": np.array(text)}
-    if heatmap.method == OCCLUSION:
+    if heatmap.method != ACTIVATION:
         names = ("values", "probability_drop", "turned")
         arrays |= {name: getattr(heatmap, name) for name in names}
     stream = io.BytesIO()
@@ -114,11 +105,10 @@ def _heatmap(described: dict[str, Any], arrays: dict[str, NDArray[Any]]) -> Heat
     version, method = described["schema_version"], described["method"]
     if version != SCHEMA_VERSION or method not in METHODS:
         raise ValueError(f"schema_version {version}, method {method}")
-    if method != OCCLUSION:
+    if method == ACTIVATION:
         height, width = described["shape"]
-        made_from = of_activation if method == ACTIVATION else of_averaged
-        made = made_from(arrays["cells"], InputSpec(height, width))
-        return replace(made, facts=described["made"])
+        made = of_activation(arrays["cells"], InputSpec(height, width))
+        return HeatMap(ACTIVATION, made.values, made.cells, facts=described["made"])
     return HeatMap(
         method,
         arrays["values"],

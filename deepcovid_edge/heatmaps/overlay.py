@@ -26,24 +26,13 @@ from PIL.PngImagePlugin import PngInfo
 
 from deepcovid_edge.decision.record import INDETERMINATE, NEGATIVE, POSITIVE, Prediction
 from deepcovid_edge.errors import NotAssessedError, UsageError
-from deepcovid_edge.heatmaps.heatmap import (
-    ACTIVATION,
-    AVERAGED,
-    OCCLUSION,
-    HeatMap,
-    Region,
-    upper_half,
-)
+from deepcovid_edge.heatmaps.heatmap import ACTIVATION, OCCLUSION, HeatMap, Region, upper_half
 from deepcovid_edge.imaging.prepare import filled_field, visible_field
 from deepcovid_edge.imaging.radiograph import Radiograph
 from deepcovid_edge.manifest import InputSpec
 from deepcovid_edge.reasons import NOTICE, Reason, warning_sentence
 
-UNITS = {
-    OCCLUSION: "drop of the logit when hidden",
-    ACTIVATION: "class activation",
-    AVERAGED: "class activation",
-}
+UNITS = {OCCLUSION: "drop of the logit when hidden", ACTIVATION: "class activation"}
 """What the numbers of the scale are, by the map's method."""
 PANEL_HEIGHT = 640
 """Rows of the image and of the map over it: legible on a cart's screen, and 11 cm in print."""
@@ -268,7 +257,7 @@ def _limit(values: NDArray[np.float32]) -> float:
 
 def _smoothed(values: NDArray[np.float32], found: HeatMap) -> NDArray[np.float32]:
     """Values on the network's input without the steps from one window or cell to the next."""
-    rows, columns = (a / b for a, b in zip(values.shape, found.cells.shape[-2:], strict=True))
+    rows, columns = (a / b for a, b in zip(values.shape, found.cells.shape, strict=True))
     smooth: NDArray[Any] = cv2.GaussianBlur(
         values, (0, 0), sigmaX=0.4 * columns, sigmaY=0.4 * rows, borderType=cv2.BORDER_REPLICATE
     )

@@ -169,7 +169,7 @@ def test_a_prediction_without_a_result_says_why_in_one_line(model: Model) -> Non
     assert repr(prediction) == "Prediction('notes.txt', not assessed, E_NOT_IMAGE)"
 
 
-@pytest.mark.parametrize("method", ["occlusion", "activation", "averaged"])
+@pytest.mark.parametrize("method", ["occlusion", "activation"])
 def test_an_explanation_has_the_maps_that_infer_writes(
     method: str, phantom: Path, tmp_path: Path, model: Model
 ) -> None:
@@ -222,7 +222,7 @@ class Overflowing(Closing):
         """Nothing is held."""
 
 
-@pytest.mark.parametrize("method", ["occlusion", "activation", "averaged"])
+@pytest.mark.parametrize("method", ["occlusion", "activation"])
 def test_a_map_that_is_no_number_is_no_explanation(
     method: str, phantom: Path, model: Model
 ) -> None:

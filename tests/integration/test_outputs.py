@@ -196,5 +196,5 @@ def test_mistakes_of_a_program_are_no_images_that_cannot_be_decoded(images: Path
         with pytest.raises(UsageError, match="change: ZeroDivisionError: division by zero"):
             list(model.predict([image], change=broken))
         for method in ("oclusion", "Occlusion", "", None):
-            with pytest.raises(UsageError, match="expected one of occlusion, activation, averaged"):
+            with pytest.raises(UsageError, match="expected one of occlusion, activation"):
                 model.explain(image, method=method)  # type: ignore[arg-type]

@@ -108,7 +108,7 @@ def test_shipped_model_reads_lungs_and_holds_at_a_hospital_it_has_never_seen() -
     (activation,) = (
         it for it in stored["siim-test"]["localisation"] if it["method"] == "activation"
     )
-    assert activation["pointing_game"]["value"] >= 0.85
+    assert activation["pointing_game"]["value"] >= 0.90
 
 
 def test_shipped_graph_computes_what_torch_computes_on_64_real_images() -> None:

@@ -44,7 +44,7 @@ def programs(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (["inf"], "infer info"),
         (["evaluate", "--shortc"], "--shortcuts"),
         (["infer", "--ht"], "--html"),
-        (["infer", "--heatmap", ""], "occlusion activation averaged"),
+        (["infer", "--heatmap", ""], "occlusion activation"),
         (["infer", "imag"], "compopt -o default"),
         (["nonsense", "x"], ""),
     ],

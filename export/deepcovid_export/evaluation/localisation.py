@@ -23,8 +23,7 @@ from deepcovid_edge.datasets.dataset import LabelledImage
 from deepcovid_edge.device.progress import counted
 from deepcovid_edge.errors import NotAssessedError, UsageError
 from deepcovid_edge.heatmaps.agreement import spread_evenly
-from deepcovid_edge.heatmaps.averaged import averaged_map
-from deepcovid_edge.heatmaps.heatmap import ACTIVATION, AVERAGED, OCCLUSION, of_activation
+from deepcovid_edge.heatmaps.heatmap import ACTIVATION, OCCLUSION, of_activation
 from deepcovid_edge.heatmaps.occlusion import Occluder, of_occlusion
 from deepcovid_edge.heatmaps.windows import OcclusionSettings
 from deepcovid_edge.imaging.prepare import prepare
@@ -91,11 +90,9 @@ def measure_localisation(
     boxed = list(_inputs(asked, spec))
     if not boxed:
         return []
-    inside = [one.inside for one in boxed]
-    found = [
-        localisation_of(method, maps, inside)
-        for method, maps in _activation_maps(backend, boxed).items()
-    ]
+    found = []
+    if maps := _activation_maps(backend, boxed):
+        found.append(localisation_of(ACTIVATION, maps, [it.inside for it in boxed]))
     if settings.occlusion_images:
         few = [boxed[at] for at in spread_evenly(len(boxed), settings.occlusion_images)]
         maps = _occlusion_maps(backend, few, settings.occlusion)
@@ -154,16 +151,15 @@ def _inputs(images: Sequence[LabelledImage], spec: InputSpec) -> Iterator[BoxedI
             yield BoxedInput(prepare(radiograph, spec), inside)
 
 
-def _activation_maps(backend: Backend, boxed: Sequence[BoxedInput]) -> dict[str, list[Map]]:
-    """The positive class's maps on the model input, by method; none where the model gives none."""
-    found: dict[str, list[Map]] = {ACTIVATION: [], AVERAGED: []}
+def _activation_maps(backend: Backend, boxed: Sequence[BoxedInput]) -> list[Map]:
+    """The positive class's maps on the model input; none where the model gives no maps."""
+    found: list[Map] = []
     for one in boxed:
         maps = backend.infer(one.pixels[np.newaxis], activation_maps=True).activation_maps
         if maps is None:
-            return {}
+            return []
         own = np.asarray(maps[0, backend.manifest.positive_index], np.float32)
-        found[ACTIVATION].append(of_activation(own, backend.manifest.input).values)
-        found[AVERAGED].append(averaged_map(backend, one.pixels, own).values)
+        found.append(of_activation(own, backend.manifest.input).values)
     return found
 
 

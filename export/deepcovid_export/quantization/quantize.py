@@ -54,7 +54,7 @@ lie further from the ranges, so the limit is well below what would pass the chec
 TRIED = 4
 """Of the costliest layers, so many are tried before the one that helps most is excluded."""
 MOST_TRIED = 2 * TRIED
-"""So many are tried where the first do not help."""
+"""So many are tried where the first do not help. While the equivalence check fails, all are."""
 WORTH = 0.05
 """Least share of the error that a layer in higher precision, which is slower, must take away."""
 ADDS = ("measured", "fused", "float")
@@ -216,10 +216,10 @@ class _Work:
             report = self._choose_adds(check)
         else:
             self.refresh()
-        while self.error > MAX_ERROR and self._exclude_one(WORTH):
+        while self.error > MAX_ERROR and self._exclude_one(WORTH, MOST_TRIED):
             report = None
         report = report or check()
-        while not _passed(report) and self._exclude_one(0.0):
+        while not _passed(report) and self._exclude_one(0.0, len(self._writer.layers)):
             report = check()
         return report
 
@@ -239,7 +239,7 @@ class _Work:
         self.model, self.error = made[best]
         return reports[best]
 
-    def _exclude_one(self, worth: float) -> bool:
+    def _exclude_one(self, worth: float, most: int) -> bool:
         """Leave a layer in higher precision, if one more may be left: that which helps most.
 
         The costliest alone is not always it, because the fit of the weights undoes a part, or more
@@ -247,13 +247,14 @@ class _Work:
 
         Args:
             worth: Least share of the error that it must take away.
+            most: Of the costliest layers, so many are tried.
         """
         if len(self.excluded) >= self._most:
             return False
         if not self.sensitivity:
             self._measure_layers()
         model, error, excluded = self.model, self.error, self.excluded
-        left = [name for name in self.sensitivity if name not in excluded][:MOST_TRIED]
+        left = [name for name in self.sensitivity if name not in excluded][:most]
         for first in range(0, len(left), TRIED):
             made: dict[str, tuple[onnx.ModelProto, float]] = {}
             for name in left[first : first + TRIED]:

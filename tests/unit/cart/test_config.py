@@ -47,7 +47,7 @@ def test_the_first_configuration_is_read_and_the_rest_has_defaults(tmp_path: Pat
     assert [peer.ae_title for peer in config.peers] == ["CONSOLE"]
     assert config.destinations[0].objects == ("sr", "sc")
     assert (config.cart.heatmap, config.cart.keep_days, config.receive.after) == (
-        "averaged",
+        "activation",
         30,
         "keep",
     )

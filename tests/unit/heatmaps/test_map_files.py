@@ -16,7 +16,6 @@ import pytest
 
 from deepcovid_edge.errors import DataError, NotThereError, OutputError
 from deepcovid_edge.files import write_atomically, write_new
-from deepcovid_edge.heatmaps.averaged import of_averaged
 from deepcovid_edge.heatmaps.files import MapFile, read_map, write_map
 from deepcovid_edge.heatmaps.heatmap import ACTIVATION, OCCLUSION, HeatMap, Region, of_activation
 from deepcovid_edge.manifest import InputSpec
@@ -42,11 +41,6 @@ def activation() -> HeatMap:
     return of_activation(cells, SPEC)
 
 
-def averaged() -> HeatMap:
-    maps = np.random.default_rng(3).normal(size=(5, 6, 8)).astype(np.float32)
-    return of_averaged(maps, SPEC)
-
-
 def same(first: HeatMap, second: HeatMap) -> bool:
     names = ("values", "cells", "probability_drop", "turned")
     pairs = [(getattr(first, name), getattr(second, name)) for name in names]
@@ -58,7 +52,7 @@ def same(first: HeatMap, second: HeatMap) -> bool:
     )
 
 
-@pytest.mark.parametrize("made", [occlusion, activation, averaged])
+@pytest.mark.parametrize("made", [occlusion, activation])
 @pytest.mark.parametrize("places", [REGIONS, ()])
 def test_what_was_written_comes_back_to_the_last_bit(
     made: Any, places: tuple[Region, ...], tmp_path: Path

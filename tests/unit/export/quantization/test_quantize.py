@@ -45,6 +45,7 @@ from deepcovid_edge.files import file_sha256
 from deepcovid_edge.manifest import METADATA_KEY, read_manifest
 from deepcovid_edge.models.graph.tensorrt_rules import check_typed
 from deepcovid_edge.validation.verify import CHANGED, verify
+from deepcovid_export.quantization import quantize as quantize_module
 from deepcovid_export.quantization.calibration import choose_images
 from deepcovid_export.quantization.int8_graph import residual_adds
 from deepcovid_export.quantization.mixed_precision import Variant
@@ -347,6 +348,33 @@ def test_a_layer_that_does_not_help_is_not_excluded(
         path, data, QuantizeSettings(VARIANTS["int8-cpu"]), output=tmp_path / "done.onnx"
     )
     assert done.manifest.quantization["excluded"] == ([helps] if helps else [])
+
+
+def test_while_the_check_fails_every_layer_is_tried(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The layer that helps is the last, behind those that are tried while the check passes."""
+
+    def error(_: Probe, model: ModelProto) -> float:
+        return 0.01 if "squeeze.weight" in {item.name for item in model.graph.initializer} else 0.03
+
+    def last(layers: Sequence[str], *_: object) -> dict[str, float]:
+        return dict.fromkeys(sorted(layers, key=lambda name: name == "squeeze"), 1.0)
+
+    def checked(work: Any, *others: Any) -> dict[str, Any]:
+        report: dict[str, Any] = verified(work, *others)
+        return report if "squeeze" in work.excluded else {**report, "verdict": "changed"}
+
+    verified = quantize_module._verify
+    monkeypatch.setattr(Probe, "error", error)
+    for name, value in {"TRIED": 1, "MOST_TRIED": 1, "layer_errors": last, "_verify": checked}.items():
+        monkeypatch.setattr(quantize_module, name, value)
+    path = saved(tmp_path / "model.onnx", graph(fitted(weights(), data)))
+    done = quantize(
+        path, data, QuantizeSettings(VARIANTS["int8-cpu"]), output=tmp_path / "done.onnx"
+    )
+    assert done.output is not None
+    assert done.manifest.quantization["excluded"] == ["squeeze"]
 
 
 def test_a_layer_excluded_for_a_cpu_is_not_quantised_by_onnxruntime_behind_our_back(
