@@ -74,7 +74,8 @@ def read_source(source: ImageSource) -> FileBytes:
         raise UsageError(
             f"source: got {type(source).__name__}, expected a path, an open file or `ImageBytes`"
         )
-    data = source.data if isinstance(source, ImageBytes) else _read_open(source)
+    # Decoders take bytes alone; those of a web framework may be a memoryview.
+    data = bytes(source.data) if isinstance(source, ImageBytes) else _read_open(source)
     if len(data) > MAX_FILE_BYTES:
         raise NotAssessedError(Reason.TOO_BIG, f"more than {MAX_FILE_BYTES} bytes")
     return FileBytes(Path(source_name(source)), data, hashlib.sha256(data).hexdigest())

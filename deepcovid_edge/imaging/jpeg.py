@@ -4,12 +4,15 @@ simplejpeg decodes strictly: a warning of libjpeg is an error. But libjpeg warns
 does of pixels, and tells of the first warning alone. So a JPEG with a warning loses what no pixel
 depends on, and is decoded strictly again: damage behind a harmless warning is found too.
 
+simplejpeg does not know all ways of sampling chroma, see `_of_other_sampling`.
+
 Arithmetic coding gives libjpeg nothing to warn of: its decoder reads zeros behind the end of a scan
 (ITU-T T.81, D.2.8). There it is counted how many of them it takes.
 """
 
 from __future__ import annotations
 
+import io
 import re
 from collections.abc import Iterator
 from contextlib import suppress
@@ -20,12 +23,14 @@ import numpy as np
 import simplejpeg
 from numpy.typing import NDArray
 
-from deepcovid_edge.errors import NotAssessedError
+from deepcovid_edge.errors import NotAssessedError, one_line
 from deepcovid_edge.imaging.radiograph import ONE_GREY, check_area
 from deepcovid_edge.reasons import Reason
 
 _STRAY_BYTES = re.compile("([0-9]+) extraneous bytes before marker 0x([0-9a-f]{2})")
 """What libjpeg says of bytes behind the last pixel of a scan (jerror.h, JWRN_EXTRANEOUS_DATA)."""
+_OTHER_SAMPLING = "Could not determine subsampling level"
+"""What TurboJPEG says of chroma that is sampled in a way it has no name for."""
 _HIT_MARKER = "premature end of data segment"
 _MOST_TRIALS = 16
 _FEW = 8
@@ -38,12 +43,15 @@ takes the square of their number."""
 _ALONE = {0x01, *range(0xD0, 0xD9)}
 """Markers without a segment (ITU-T T.81, table B.1)."""
 SOS = 0xDA
-_EOI, _DNL, _APP0, _APP2, _APP14 = 0xD9, 0xDC, 0xE0, 0xE2, 0xEE
+_EOI, _DNL, _DRI, _APP0, _APP2, _APP14 = 0xD9, 0xDC, 0xDD, 0xE0, 0xE2, 0xEE
 _SEQUENTIAL = {0xC0, 0xC1, 0xC9}
 _ARITHMETIC = {0xC9, 0xCA}
 _MOST_SCANS = 500
 """As many as libjpeg-turbo's fuzzers decode (fuzz/decompress.cc); encoders write some ten."""
+_MOST_SEGMENTS = 1 << 16
+"""Segments of an image; 500 scans with their tables and a gigabyte of metadata have fewer."""
 _FRAMES = {*_SEQUENTIAL, 0xC2, 0xCA}
+_LOSSLESS = 0xC3
 _ZEROS = bytes(64)
 _FEW_ZEROS, _FLAT_ZEROS = 4, 16
 """Zeros that an arithmetic decoder takes behind a whole scan: those that it reads ahead, and those
@@ -51,6 +59,11 @@ that the encoder left out (T.81, D.1.8), which are more where the image ends in 
 _FILL = b"\0\xff"
 _MOST_FILL = 4
 """Bytes like padding that may belong to the last pixels: two of 1 with the zeros behind them."""
+_LAST = (1, 4, 16)
+"""How many of the last bytes are replaced, until a pixel changes: an encoder may end with some that
+no pixel needs."""
+_ELSE = bytes([0x5A, 0xA5, 0x33]) * 40
+"""What they are replaced by."""
 _LEAST = {(_APP0, b"JFIF\0"): 18, (_APP14, b"Adobe"): 16}
 """Length of a segment with its marker (JFIF 1.02, page 5; Adobe Technical Note 5116, page 23)."""
 _WHOLE_SPECTRUM = bytes((0, 63, 0))
@@ -121,6 +134,8 @@ def _decode_odd(data: bytes, colours: str) -> NDArray[Any]:
         try:
             pixels: NDArray[Any] = simplejpeg.decode_jpeg(data, colours)
         except ValueError as error:
+            if _OTHER_SAMPLING in str(error):
+                return _of_other_sampling(data, colours)
             if stray := _STRAY_BYTES.search(str(error)):
                 trials = _without_stray_bytes(data, int(stray[1]), int(stray[2], 16), colours)
             trial = next(trials, None)
@@ -130,6 +145,38 @@ def _decode_odd(data: bytes, colours: str) -> NDArray[Any]:
         else:
             return pixels
     raise ValueError("many scans have bytes that no pixel needs")
+
+
+def _of_other_sampling(data: bytes, colours: str) -> NDArray[Any]:
+    """Pixels of a JPEG whose chroma is sampled by 4:1:0, 3:1 or the like.
+
+    Pillow decodes it, and does not pass on what libjpeg warns of. In one scan without restarts the
+    last pixels take the last bytes, and nothing behind them: else it is damaged, as codes have no
+    fixed length. Others are not read.
+    """
+    parts = list(segments(data))
+    if not is_one_huffman_scan(data) or any(part.marker == _DRI for part in parts):
+        raise ValueError("unusual chroma sampling: save it again without chroma subsampling")
+    codes = data[: next(part.scan_end for part in parts if part.marker == SOS)]
+    pixels = _by_pillow(data, "RGB")
+
+    def is_changed(codes: bytes) -> bool:
+        return not np.array_equal(pixels, _by_pillow(codes + _ELSE + bytes((0xFF, _EOI)), "RGB"))
+
+    if is_changed(codes):
+        raise NotAssessedError(Reason.TRUNCATED, "codes of the last pixels are missing")
+    if not any(is_changed(codes[:-count]) for count in _LAST):
+        raise NotAssessedError(Reason.DECODE, "damaged: its end belongs to no pixel")
+    return pixels if colours == "RGB" else _by_pillow(data, "L")[..., None]
+
+
+def _by_pillow(data: bytes, mode: str) -> NDArray[Any]:
+    from PIL import Image
+
+    try:
+        return np.asarray(Image.open(io.BytesIO(data), formats=["JPEG"]).convert(mode))
+    except Exception as error:  # Pillow raises nearly anything on a broken header
+        raise ValueError(one_line(error)) from error
 
 
 def jpeg_without_oddities(data: bytes) -> bytes:
@@ -165,11 +212,10 @@ def jpeg_with_end(data: bytes) -> bytes | None:
     tails = (fill[:size].rstrip(b"\xff") for size in range(len(fill) + 1))
     for tail in dict.fromkeys(tails):
         ended = bare + tail + bytes((0xFF, _EOI))
-        try:
-            width, height, *_ = simplejpeg.decode_jpeg_header(ended)
-        except ValueError:
+        sides = _sides(ended)
+        if sides is None:
             return None
-        check_area(width, height)
+        check_area(*sides)
         with suppress(ValueError, NotAssessedError):
             decode_jpeg(ended, "GRAY")
             return ended
@@ -178,6 +224,18 @@ def jpeg_with_end(data: bytes) -> bytes | None:
 
 def _frame(data: bytes) -> Segment | None:
     return next((part for part in segments(data) if part.marker in _FRAMES), None)
+
+
+def _sides(data: bytes) -> tuple[int, int] | None:
+    """Width and height by the header. simplejpeg's own reader of it does not know 4:4:1."""
+    data = _with_height(data)
+    for part in segments(data):
+        if part.marker in _FRAMES or part.marker == _LOSSLESS:
+            height, width = (
+                int.from_bytes(data[part.start + at : part.start + at + 2], "big") for at in (5, 7)
+            )
+            return width, height
+    return None
 
 
 def _with_height(data: bytes) -> bytes:
@@ -302,9 +360,16 @@ class Segment(NamedTuple):
 
 
 def segments(data: bytes) -> Iterator[Segment]:
-    """The segments up to the end of the image; what stands between them is passed over."""
+    """The segments up to the end of the image; what stands between them is passed over.
+
+    Raises:
+        NotAssessedError: There are more than any image has.
+    """
     at = 2
-    while found := _MARKER.search(data, at):
+    for _ in range(_MOST_SEGMENTS):
+        found = _MARKER.search(data, at)
+        if not found:
+            return
         marker, at = found[1][0], found.end()
         if marker == _EOI:
             yield Segment(marker, at - 2, at, at)
@@ -315,3 +380,4 @@ def segments(data: bytes) -> Iterator[Segment]:
         ends = _SCAN_END.search(data, end) if marker == SOS else None
         at = end + len(data[end : ends.start()].rstrip(b"\xff")) if ends else end
         yield Segment(marker, start, end, at)
+    raise NotAssessedError(Reason.DECODE, f"more than {_MOST_SEGMENTS} parts in a JPEG")

@@ -86,6 +86,7 @@ from deepcovid_edge.imaging.tiff import (
     unread_compression,
     usual_tiff,
 )
+from deepcovid_edge.imaging.tiff_damage import check_compressed
 from deepcovid_edge.reasons import Reason, WarningCode
 
 if TYPE_CHECKING:
@@ -130,7 +131,7 @@ def _decode_file(file: FileBytes) -> Radiograph:
     picture, stored = _open(data)
     _check_header(picture, data)
     shape = _upright_shape(picture, file.data)
-    warnings = [*_header_warnings(picture, file), *_check_end(picture, data)]
+    warnings = [*_header_warnings(picture, file), *_check_stored(picture, data, stored)]
     raw, decoded_warnings = _decode(picture, stored)
     grey, colour_warnings = to_grey(raw)
     is_inverted = _tiff_tag(picture, 262) == 0  # WhiteIsZero, TIFF 6.0 section 8; of 16 bits
@@ -184,7 +185,7 @@ def _plain_jpeg(data: bytes) -> PlainJpeg | None:
         return None
     try:
         height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
-    except ValueError:
+    except (ValueError, KeyError):  # KeyError: chroma sampled by 4:4:1
         return None
     return PlainJpeg((width, height)) if colours == "Gray" else None
 
@@ -386,9 +387,10 @@ def _decode(picture: Picture, data: bytes) -> tuple[NDArray[Any], list[WarningCo
     return pixels, [*warnings, WarningCode.EXIF]
 
 
-def _check_end(picture: Picture, data: bytes) -> list[WarningCode]:
-    """What uncompressed pixels that end in zeros give to know."""
+def _check_stored(picture: Picture, data: bytes, stored: bytes) -> list[WarningCode]:
+    """What pixels that end in zeros give to know; damage of a TIFF's compressed ones is refused."""
     if picture.format == "TIFF":
+        check_compressed(stored)
         return check_tiff(data, read_directory(data))
     block = of_bmp(data, picture.size) if picture.format == "BMP" else None
     return check_end(data, block) if block else []

@@ -194,13 +194,46 @@ def read_elements(
     tags: Iterable[int],
     encoding: Encoding,
 ) -> Elements:
-    """Read elements from where a stream stands.
+    """Read elements from where a stream stands, whole ones alone.
 
     Args:
         stream: Left at the first byte of the element that stopped the reading, or at the end.
         stop_when: Told tag, value representation and length of each; true at the first not wanted.
         tags: The elements to keep; others are skipped.
         encoding: How they stand.
+
+    Raises:
+        NotAssessedError: The header has too many parts, or a value longer than `MAX_VALUE`.
+    """
+    wanted = [*tags]
+
+    def stop(tag: int, kind: str | None, length: int) -> bool:
+        is_long = length > MAX_VALUE and length != _UNDEFINED
+        if is_long and tag in wanted and tag not in FUNCTIONAL_GROUPS:
+            raise _too_long(length)
+        return stop_when(tag, kind, length)
+
+    found = each_element(stream, stop, wanted, encoding)
+    whole = {int(element.tag): element for element in found if not _is_cut_off(element)}
+    return Elements(whole, little=encoding.little, implicit=encoding.implicit)
+
+
+def each_element(
+    stream: BoundedStream,
+    stop_when: Callable[[int, str | None, int], bool],
+    tags: Iterable[int],
+    encoding: Encoding,
+    *,
+    longest: int = MAX_VALUE,
+) -> Iterator[Any]:
+    """Elements of these tags in the order of the file, as pydicom reads them.
+
+    Args:
+        stream: As for `read_elements`.
+        stop_when: As for `read_elements`.
+        tags: As for `read_elements`.
+        encoding: As for `read_elements`.
+        longest: Length above which an element has no value, bytes.
     """
     from pydicom.filereader import data_element_generator
     from pydicom.tag import BaseTag
@@ -213,22 +246,17 @@ def read_elements(
         if end := None if implicit else _odd_end(stream, tag, kind, length, little=little):
             passed_over.append(end)
             return True
-        is_long = length > MAX_VALUE and length != _UNDEFINED
-        if is_long and tag in wanted and tag not in FUNCTIONAL_GROUPS:
-            raise _too_long(length)
         return stop_when(tag, kind, length)
 
-    whole = dict[int, Any]()
     while True:
-        found: Iterator[Any] = data_element_generator(
+        yield from data_element_generator(
             *(stream, implicit, little),
             stop_when=stop,
-            defer_size=MAX_VALUE,
+            defer_size=longest,
             specific_tags=wanted,
         )
-        whole |= {int(element.tag): element for element in found if not _is_cut_off(element)}
         if not passed_over:
-            return Elements(whole, little=little, implicit=implicit)
+            return
         stream.seek(passed_over.pop())
 
 

@@ -47,11 +47,14 @@ _MODALITY_LUT, _VOI_LUT = 0x00283000, 0x00283010
 _SPECIES, _SPECIES_CODES, _CODE_VALUE = 0x00102201, 0x00102202, 0x00080100
 _OF_ANIMALS = (0x00102203, 0x00102292)
 """Whether a patient is neutered, and its breed: animals alone have them (PS3.3, C.7.1.1)."""
-# Image type, from its third value on, names what a device made of the exposure (PS3.3, C.8.11.3.1.4
-# and what vendors add).
-_OTHER_TYPES = ("LOCALIZER", "TOMO", "SUBTRACT", "ENERGY", "BONE", "SOFTTISSUE")
-_DERIVATION = 0x00082111
-_OTHER_DERIVATIONS = re.compile(r"\b(BONE|RIB)S?\b|SUBTRACT|DUAL.?ENERGY|TOMOSYN")
+_DERIVATION, _LONGEST_DERIVATION = 0x00082111, 1024
+"""The latter by PS3.5, 6.2: ST, bytes."""
+_OTHER_PICTURES = re.compile(
+    r"LOCALI[SZ]ER|\bTOMO|TOMO\b|TOMO(SYN|GRA)|SUBTRACT|ENERGY|(?<!BACK)BONE|\bRIBS?\b"
+    r"|\bRIB ?SUPP|SOFT ?TISSUE"
+)
+"""What a device made of the exposure, in image type from its third value on (PS3.3,
+C.8.11.3.1.4 and what vendors add) and in the derivation. AUTO_MODE is no tomosynthesis."""
 _PEOPLE = {"337915000", "L-85003"}
 """Species: codes of PS3.16, CID 7454."""
 _PERSON = re.compile(r"(?<!NON)(?<!NON\W)\b(HUMAN|HOMO|MENSCH|HUMAIN|HUMANO|UMANO)\b")
@@ -98,11 +101,11 @@ def _check_kind(header: DicomHeader) -> None:
 def _other_picture(elements: Elements) -> str:
     """What an X-ray image shows that is no radiograph of a person, or nothing."""
     for value in elements.texts(_IMAGE_TYPE)[2:]:
-        word = re.sub(r"[\W_]", "", value.upper())
-        if any(kind in word for kind in _OTHER_TYPES):
+        if _OTHER_PICTURES.search(_spaced(value)):
             return f"an image of type {value}"
-    if _OTHER_DERIVATIONS.search(derivation := elements.word(_DERIVATION)):
-        return f"an image derived by {derivation}"
+    derivation = elements.raw(_DERIVATION)[:_LONGEST_DERIVATION].decode("latin-1")
+    if _OTHER_PICTURES.search(_spaced(derivation)):
+        return f"an image derived by {elements.word(_DERIVATION)}"
     if elements.word(_QUALITY_CONTROL) == "YES":
         return "an image for quality control"
     codes = {code.word(_CODE_VALUE) for code in elements.items(_SPECIES_CODES)} - {""}
@@ -117,9 +120,17 @@ def _other_picture(elements: Elements) -> str:
     return "" if animal is None else f"an image of an animal: {animal}"
 
 
+def _spaced(text: str) -> str:
+    """The words of a text in capitals, also those of `BoneSuppressed` and BONE_SUPPRESSED."""
+    apart = re.sub("(?<=[a-z])(?=[A-Z])", " ", text)
+    return re.sub("[^A-Z]+", " ", apart.upper())
+
+
 def _check_layout(layout: PixelLayout) -> None:
     if layout.frames > 1:
         raise NotAssessedError(Reason.FRAMES, f"{layout.frames} pictures")
+    if not layout.allocated:
+        raise NotAssessedError(Reason.DECODE, "no Bits Allocated (0028,0100) before the pixels")
     bits = f"{layout.stored} of {layout.allocated} bits"
     if layout.allocated not in (8, 16):
         raise NotAssessedError(Reason.MODE, bits)

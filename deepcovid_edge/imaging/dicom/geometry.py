@@ -31,6 +31,9 @@ TAGS = (*_SPACINGS, _ASPECT_RATIO, *FRAME_SHUTTER_TAGS)
 LEAST_VISIBLE = 0.1
 """A shutter that leaves less of the image than this share makes no sense."""
 _FARTHEST = 1 << 20
+_MOST_VERTICES = 2_000
+"""Corners of a polygon that makes sense: collimators have some ten. Time to fill a polygon grows
+with the square of their number."""
 
 Mask: TypeAlias = NDArray[np.bool_]
 
@@ -84,7 +87,8 @@ def display_shutter(elements: Elements, shape: tuple[int, int], pixels: PixelSha
         shape: Rows and columns.
         pixels: Their shape: a circle is round on the patient, and an ellipse of other pixels.
     """
-    names = [name.upper() for name in elements.texts(_SHAPE) if name]
+    # There is one set of edges, of a circle and of vertices: a name that comes twice adds nothing.
+    names = dict.fromkeys(name.upper() for name in elements.texts(_SHAPE) if name)
     if not any(elements.raw(tag) for tag in SHUTTER_TAGS):
         return Shutter()
     visible = np.ones(shape, bool)
@@ -150,6 +154,8 @@ def _in_circle(elements: Elements, shape: tuple[int, int], ratio: float) -> Mask
 def _in_polygon(elements: Elements, shape: tuple[int, int], _ratio: float) -> Mask:
     """Inside of the outline, which is hidden as the edges of a rectangle are."""
     places = np.array(_whole(elements, _VERTICES)).reshape(-1, 2)
+    if len(places) > _MOST_VERTICES:
+        raise ValueError(f"{len(places)} corners, at most {_MOST_VERTICES} are drawn")
     outline = [np.ascontiguousarray(places[:, ::-1] - 1, np.int32)]
     inside = np.zeros(shape, np.uint8)
     cv2.fillPoly(inside, outline, 1)

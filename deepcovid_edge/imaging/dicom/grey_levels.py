@@ -18,8 +18,9 @@ smallest power of two that holds it, around zero or at an offset too, with a war
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -41,6 +42,9 @@ _MODALITY_LUT, _VOI_LUT = 0x00283000, 0x00283010
 _DESCRIPTOR, _DATA = 0x00283002, 0x00283006
 _FAR = 1 << 31
 """Values farther from zero than this lie outside every LUT."""
+_MOST_VIEWS = 64
+"""Windows or VOI LUTs of a header that are tried, the others are passed over: manufacturers offer
+fewer than ten, and each is tried on every word that a pixel can be."""
 _STRIP = 64
 """Rows that are looked up at once: what NumPy widens stays in the cache."""
 
@@ -155,10 +159,10 @@ def _displayed(
     if luts := _luts(elements, _VOI_LUT):
         mapped, lut_bits = _by_first_lut_that_shows(luts, modality.values, seen, warnings)
         return mapped, _white(max(layout.stored, lut_bits))
-    windowed = [_windowed(modality.values, *window) for window in _windows(elements)]
-    shares = _first_that_shows(windowed, seen)
+    windowed = (_windowed(modality.values, *window) for window in _windows(elements))
+    shares, is_first = _first_that_shows(windowed, seen)
     has_window = elements.states(_WIDTH) or elements.states(_CENTRE)
-    if has_window and (shares is None or shares is not windowed[0]):
+    if has_window and not is_first:
         warnings.append(WarningCode.WINDOW)
     if shares is not None:
         return shares, _white(layout.stored)
@@ -217,18 +221,16 @@ def _by_first_lut_that_shows(
     Returns:
         The shares, by the first LUT where all leave it so; and the bits that its entries use.
     """
-    found = []
-    for lut in luts:
+    blank: list[tuple[Values, int, list[WarningCode]]] = []
+    for lut in luts[:_MOST_VIEWS]:
         told: list[WarningCode] = []
         entries, bits = _through(lut, values, seen, told)
         shares = entries / ((1 << bits) - 1)
-        found.append((shares, bits, told))
         if not seen.size or not _is_blank(shares[seen]):
-            told += [WarningCode.WINDOW] * (len(found) > 1)
-            break
-    else:
-        del found[1:]
-    shares, bits, told = found[-1]
+            warnings += told + [WarningCode.WINDOW] * len(blank)
+            return shares, bits
+        blank = blank or [(shares, bits, told)]
+    shares, bits, told = blank[0]
     warnings += told
     return shares, bits
 
@@ -285,17 +287,24 @@ def _entries(item: Elements, count: int, *, packed: bool) -> NDArray[Any]:
     return np.frombuffer(data, np.uint8, count)
 
 
-def _first_that_shows(windowed: list[Values | None], seen: NDArray[Any]) -> Values | None:
+def _first_that_shows(
+    windowed: Iterable[Values | None], seen: NDArray[Any]
+) -> tuple[Values | None, bool]:
     """Shares of full white by the first window that does not leave the image black or white.
 
     Returns:
-        None where there is no window. Where all leave it so, the first stays: the image is blank.
+        The shares, None where there is no window; where all leave it so, those of the first that is
+        one: the image is blank. And whether it is the first of all.
     """
-    usable = [shares for shares in windowed if shares is not None]
-    for shares in usable:
+    blank: tuple[Values | None, bool] = (None, False)
+    for number, shares in enumerate(windowed):
+        if shares is None:
+            continue
         if not seen.size or not _is_blank(shares[seen]):
-            return shares
-    return usable[0] if usable else None
+            return shares, number == 0
+        if blank[0] is None:
+            blank = (shares, number == 0)
+    return blank
 
 
 def _is_blank(shares: Values) -> bool:
@@ -310,7 +319,7 @@ def _windows(elements: Elements) -> list[tuple[float, float, str]]:
     """Centre, width and function; those of a window that is none are no numbers."""
     function = elements.word(_FUNCTION) or "LINEAR"
     pairs = zip(elements.decimals(_CENTRE), elements.decimals(_WIDTH), strict=False)
-    return [(centre, width, function) for centre, width in pairs]
+    return [(centre, width, function) for centre, width in islice(pairs, _MOST_VIEWS)]
 
 
 def _windowed(values: Values, centre: float, width: float, function: str) -> Values | None:

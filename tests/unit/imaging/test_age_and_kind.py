@@ -191,6 +191,17 @@ OTHER_KINDS: dict[str, tuple[Reason, dict[str, Any]]] = {
         Reason.MODALITY,
         {"DerivationDescription": "Bone suppression; rib removal"},
     ),
+    **{
+        f"derived by {text}": (Reason.MODALITY, {"DerivationDescription": text})
+        for text in (
+            *("BONE SUPPRESSED", "BONE_SUPPRESSED", "BoneSuppression", "NOBONE", "RibSuppression"),
+            *("SOFT TISSUE", "SoftTissue", "TOMO", "TOMO SLICE", "DUAL_ENERGY", "x" * 99 + " bone"),
+        )
+    },
+    **{
+        f"of type {text}": (Reason.MODALITY, {"ImageType": ["DERIVED", "PRIMARY", "", text]})
+        for text in ("TOMO_PROJ", "LINEARTOMO", "SOFT_TISSUE", "BONE", "SUBTRACTED", "RIB_SUPP")
+    },
     "phantom-in-words": (Reason.BODY, {"BodyPartExamined": "CHEST PHANTOM"}),
     "dog-in-words": (Reason.BODY, {"BodyPartExamined": "DOG CHEST"}),
     "dog": (Reason.MODALITY, {"PatientSpeciesDescription": "CANINE"}),
@@ -217,7 +228,7 @@ def test_image_of_another_kind(name: str, decode: Decode) -> None:
     assert outcome(decode, file(**elements)) is reason
 
 
-@pytest.mark.parametrize("text", ["Lossy JPEG, ratio 10", "Contribution of ribbon", ""])
+@pytest.mark.parametrize("text", ["Lossy JPEG, ratio 10", "Use of ribbon", "Auto-mode", ""])
 def test_other_derivations_are_no_other_kind(text: str, decode: Decode) -> None:
     assert outcome(decode, file(DerivationDescription=text)) == outcome(decode, file())
 
@@ -238,6 +249,7 @@ READ: list[dict[str, Any]] = [
     {"PatientSpeciesCodeSequence": Sequence([code("337915000", "SCT", "Mensch")])},
     {"ImageType": ["DERIVED", "PRIMARY"]},
     {"ImageType": ["ORIGINAL", "PRIMARY", "", "RAD", "2IMAGE"]},
+    {"ImageType": ["ORIGINAL", "PRIMARY", "AUTO_MODE"]},
     {"QualityControlImage": "NO"},
     {"PatientSexNeutered": "", "PatientBreedDescription": "N/A"},
     {"PatientSpeciesDescription": "HUMAN", "PatientSexNeutered": "UNALTERED"},

@@ -176,7 +176,8 @@ CHEST_TEXTS = [
         "صدر",
         "בית החזה",
     ),
-    *("छाती", "ทรวงอก", "ngực", "phổi", "płuca"),
+    *("छाती", "ทรวงอก", "ngực", "phổi", "płuca", "RTG klatki piersiowej"),
+    *("CHEST INHALATION", "CHEST VENTILATED", "CHEST ISOLATION", "CHEST BED SIDE"),
 ]
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from deepcovid_edge.errors import NotAssessedError
 from deepcovid_edge.imaging.radiograph import Radiograph
 from deepcovid_edge.reasons import Reason, WarningCode
 
@@ -103,3 +104,12 @@ def test_signed_words_may_have_an_overlay_among_the_copies_of_their_sign(decode:
     read = decode(written(one))
     assert np.array_equal(read.pixels, twin.pixels)
     assert WarningCode.DEPTH not in read.warnings
+
+
+def test_a_layout_behind_the_pixels_is_damage_and_no_other_kind_of_pixels(decode: Decode) -> None:
+    data = written(dataset(image(12), stored=12))
+    layout, pixels = data.index(b"\x28\0\x02\0US"), data.index(b"\xe0\x7f\x10\0OW")
+    with pytest.raises(NotAssessedError) as caught:
+        decode(data[:layout] + data[pixels:] + data[layout:pixels])
+    assert caught.value.reason is Reason.DECODE
+    assert caught.value.detail == "no Bits Allocated (0028,0100) before the pixels"

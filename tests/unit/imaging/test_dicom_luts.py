@@ -19,7 +19,7 @@ from deepcovid_edge.reasons import Reason, WarningCode
 
 pytest.importorskip("pydicom", reason="needs extra dicom")
 pytest.importorskip("imagecodecs", reason="needs extra dicom")
-from dicom_files import EXPLICIT, dataset, written
+from dicom_files import EXPLICIT, dataset, reason_of, written
 from pydicom.dataset import Dataset
 from pydicom.sequence import Sequence
 from test_dicom_refusals import image
@@ -195,3 +195,13 @@ def test_where_the_first_lut_leaves_the_image_black_the_second_is_taken(decode: 
     with pytest.raises(NotAssessedError) as caught:
         decode(written(dataset(image(12), stored=12, VOILUTSequence=blank)))
     assert caught.value.reason is Reason.BLANK
+
+
+def test_luts_beyond_any_number_that_makers_offer_are_passed_over(decode: Decode) -> None:
+    def behind(count: int) -> bytes:
+        blank, whole = lut(np.ones(4096, int), 0, 12), lut(RAMP, 0, 12)
+        luts = Sequence([*[blank[0]] * count, whole[0]])
+        return written(dataset(image(12), stored=12, VOILUTSequence=luts))
+
+    assert decode(behind(63)).warnings == (WarningCode.WINDOW,)
+    assert reason_of(decode, behind(64)) is Reason.BLANK

@@ -322,6 +322,20 @@ def test_other_compressions_are_decoded_whole() -> None:
     assert_whole(file_of(frame, pixels, JPEG_LS))
 
 
+@pytest.mark.skipif(HTJ2K not in WRITABLE, reason="this imagecodecs has no HTJ2K")
+@pytest.mark.parametrize("spec", [None, SPEC])
+@pytest.mark.parametrize("place", [0.3, 0.6, 0.7, 0.9])
+def test_damage_of_htj2k_does_not_leave_rows_black(place: float, spec: InputSpec | None) -> None:
+    """imagecodecs' decoder of HTJ2K ended there without an error."""
+    pixels = film()
+    frame = codestream(pixels, HTJ2K)
+    at = int(len(frame) * place)
+    damaged = file_of(frame[:at] + bytes(4096) + frame[at + 4096 :], pixels, HTJ2K)
+    with pytest.raises(NotAssessedError) as caught:
+        decode_radiograph(damaged, spec)
+    assert caught.value.reason is Reason.DECODE
+
+
 @pytest.mark.skipif(HTJ2K_LOSSY not in WRITABLE, reason="this imagecodecs has no HTJ2K")
 def test_lossy_words_beyond_the_range_do_not_wrap_around_in_the_whole_picture() -> None:
     """imagecodecs' decoder of HTJ2K made black of the brightest words."""

@@ -17,6 +17,8 @@ pytest.importorskip("imagecodecs", reason="needs extra dicom")
 from dicom_files import J2K, RLE, dataset, written
 from test_dicom_refusals import image
 
+from deepcovid_edge.imaging.dicom import geometry
+
 Decode = Callable[..., Radiograph]
 
 ROWS, COLUMNS = 128, 160
@@ -165,6 +167,7 @@ NONSENSE: dict[str, dict[str, Any]] = {
     "polygon-of-two-places": polygon(10, 20, 120, 140),
     "polygon-of-half-a-place": polygon(10, 20, 10, 140, 120),
     "polygon-without-places": polygon(),
+    "polygon-of-thousands-of-places": polygon(*[10, 20, 10, 140, 120, 140, 120, 20] * 501),
     "apart": together(rectangle(1, 40, 0, 129), circle(64, 150, 40)),
     "bitmap": {"ShutterShape": "BITMAP"},
     "unknown": {"ShutterShape": "OVAL"},
@@ -185,6 +188,24 @@ def test_of_several_shapes_those_with_sense_are_drawn(decode: Decode) -> None:
     read = decode(written(dataset(image(12), stored=12, **elements)))
     assert np.array_equal(read.pixels, np.where(SHUTTERS["rectangle"][1], image(12), 0))
     assert read.warnings == (WarningCode.SHUTTER,)
+
+
+def test_a_shape_that_is_named_again_and_again_is_drawn_once(
+    decode: Decode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn = []
+    circular = geometry._INSIDE["CIRCULAR"]
+
+    def draw(*arguments: Any) -> NDArray[np.bool_]:
+        drawn.append(arguments)
+        return circular(*arguments)
+
+    monkeypatch.setitem(geometry._INSIDE, "CIRCULAR", draw)
+    elements, visible = SHUTTERS["circle"]
+    elements = {**elements, "ShutterShape": ["CIRCULAR"] * 400}
+    read = decode(written(dataset(image(12), stored=12, **elements)))
+    assert np.array_equal(read.pixels, np.where(visible, image(12), 0))
+    assert len(drawn) == 1
 
 
 def test_shutter_around_the_whole_image_changes_nothing(decode: Decode) -> None:

@@ -34,6 +34,14 @@ def test_all_bytes_of_a_source_are_read(source: Any) -> None:
     assert read_source(source).data == CONTENT
 
 
+@pytest.mark.parametrize("kind", [bytearray, memoryview])
+def test_bytes_of_another_type_become_bytes(kind: Any) -> None:
+    """simplejpeg takes no memoryview."""
+    data = read_source(ImageBytes("x", kind(CONTENT))).data
+    assert type(data) is bytes
+    assert data == CONTENT
+
+
 def test_a_file_that_was_opened_as_text_is_named_as_such() -> None:
     with pytest.raises(NotAssessedError, match="opened as text") as caught:
         read_source(cast(BinaryIO, io.StringIO("text")))

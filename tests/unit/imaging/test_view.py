@@ -166,6 +166,8 @@ SPELLINGS: dict[Reason | tuple[WarningCode, ...], list[str]] = {
         *("ΠΛΑΓΙΑ", "側面", "侧位", "胸部側面", "측면", "جانبی", "CHEST_LAT", "PA\\LL", "MLO"),
         *("PA" + " " * 80 + "LATERAL", "LATERALGRAM", "SAGITTAL", "sagittale", "SAGITTALER"),
         *("TRANSVERSAL", "сагиттальная", "Οβελιαία", "矢状", "시상면", "boční", "skośna", "ferde"),
+        *("LATL", "LTLAT", "BILAT", "APLAT", "APLATERAL", "CHESTLATVIEW", "LATCHEST", "LATERAAL"),
+        *("LOBL", "RTOBL", "LTOBLQ", "OBLIQUA", "LAOOBLIQUE", "SIDE", "LEFT SIDE", "BEDSIDE SIDE"),
         *("viisto", "nghiêng", "צדדי", "مائل", "पार्श्व", "ด้านข้าง", "측와위"),
     ],
     (): [
@@ -173,6 +175,7 @@ SPELLINGS: dict[Reason | tuple[WarningCode, ...], list[str]] = {
         *("POSTEROANTERIOR", "POSTERO-ANTERIOR", "Postero anterior", "POSTÉRO-ANTÉRIEUR"),
         *("POSTERIOR-ANTERIOR", "FRONTAL", "FACE", "DE FRENTE", "прямая", "задне-передняя"),
         *("正面", "後前位", "정면", "PA BILATERAL", "PA FLAT PLATE", "CHESTPA"),
+        *("PA INHALATION", "PA FLATPANEL", "PA PLATFORM", "KLATKI PIERSIOWEJ PA"),
     ],
     (AP,): [
         *(
@@ -185,10 +188,14 @@ SPELLINGS: dict[Reason | tuple[WarningCode, ...], list[str]] = {
             "ANTEROPOSTERIOR",
             "AP PLATE",
         ),
+        *("AP BED SIDE", "AP_BED_SIDE", "AP BED-SIDE", "AP VENTILATED", "AP ISOLATION"),
         *("ANTERO-POSTERIOR", "ANTÉRO-POSTÉRIEUR", "передне-задняя", "前后位", "PA\\AP", "AP/PA"),
     ],
     (NO_VIEW,): ["UPRIGHT", "SUPINE", "-", "UNKNOWN", "CHEST"],
-    (UNCLEAR,): ["XYZ", "PA XYZ", "1. AUFNAHME", "ابپ", "PA LIEGEND", "VD", "DV", "P", "PÀXYZ"],
+    (UNCLEAR,): [
+        *("XYZ", "PA XYZ", "1. AUFNAHME", "ابپ", "PA LIEGEND", "VD", "DV", "P", "PÀXYZ"),
+        *("NOBLE", "PA EXHALATION"),
+    ],
     Reason.BODY: ["SKULL PA", "AP ABDOMEN"],
 }
 
