@@ -49,14 +49,18 @@ def _on_stop(handler: Callable[..., None]) -> Iterator[None]:
     A stop that is ignored, as in a shell's background job, stays ignored.
     """
     before = {kind: signal.getsignal(kind) for kind in _STOPS}
-    for kind, known in before.items():
-        if known is not signal.SIG_IGN:
-            signal.signal(kind, handler)
+    _call_on_stop(handler)
     try:
         yield
     finally:
         for kind, known in before.items():
             signal.signal(kind, known)
+
+
+def _call_on_stop(handler: Callable[..., None]) -> None:
+    for kind in _STOPS:
+        if signal.getsignal(kind) is not signal.SIG_IGN:
+            signal.signal(kind, handler)
 
 
 def _stop_at_once(*_: object) -> None:
@@ -82,12 +86,14 @@ def _drain(run: Run) -> ExitCode:
             drop_if_stuck(sys.stdout)
 
     def stop(*_: object) -> None:
-        with _on_stop(leave_reader):  # another stop must not come in between
-            leave_reader()
-            # The pipeline passes the interrupt on when its threads have ended. The server may have
-            # stopped: threads that wait for its answer end when their connections are closed.
-            if isinstance(run.model.backend, AssessesFiles):
-                run.model.close()
+        # Another stop must not come in between, nor end the wait for the threads: a runtime whose
+        # threads are still at work when the process ends aborts it.
+        _call_on_stop(leave_reader)
+        leave_reader()
+        # The pipeline passes the interrupt on when its threads have ended. The server may have
+        # stopped: threads that wait for its answer end when their connections are closed.
+        if isinstance(run.model.backend, AssessesFiles):
+            run.model.close()
         raise KeyboardInterrupt
 
     records = run.records()

@@ -1,4 +1,4 @@
-"""A stop ends `infer` also while the reader of its records has stopped."""
+"""A stop ends `infer` also while the reader of its records has stopped, and one more is no harm."""
 
 from __future__ import annotations
 
@@ -12,10 +12,13 @@ import termios
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from unittest.mock import MagicMock
 
 import pytest
 from cart_peers import wait_until
 from drawn_once import phantom_files
+
+from deepcovid_edge.cli.classify import _drain
 
 COMMAND = [sys.executable, "-m", "deepcovid_edge", "infer"]
 
@@ -91,3 +94,36 @@ def test_a_stop_waits_for_no_reader_that_has_stopped(
     assert process.returncode == 130, messages
     assert "Traceback" not in messages
     assert messages.endswith("Stopped.\n")
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        (signal.SIGINT, signal.SIGINT),
+        (signal.SIGINT, signal.SIGTERM),
+        (signal.SIGTERM, signal.SIGINT),
+    ],
+)
+def test_a_second_stop_does_not_end_the_wait_for_the_threads(
+    first: signal.Signals, second: signal.Signals
+) -> None:
+    """ONNX Runtime aborts a process that ends while its threads are at work."""
+    waited = []
+
+    def records() -> Iterator[list[object]]:
+        try:
+            signal.raise_signal(first)
+            yield []
+        finally:  # as the pipeline waits
+            signal.raise_signal(second)
+            waited.append(True)
+
+    run = MagicMock(records=records, count=lambda: 1)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # it may be ignored
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            _drain(run)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert waited == [True]
+    run.close.assert_called_once()

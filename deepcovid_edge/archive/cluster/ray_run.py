@@ -10,10 +10,11 @@ import logging
 import os
 import queue
 import secrets
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
@@ -259,10 +260,25 @@ def _connected(cluster: ClusterSettings) -> ModuleType:
     else:
         quiet["address"] = cluster.address
     try:
-        ray.init(**quiet)
+        with _own_sigterm():
+            ray.init(**quiet)
     except Exception as error:  # Ray raises nearly anything where it cannot connect
         raise NotThereError(f"on: {cluster.address}: {_last_line(error)}") from error
+    except BaseException as stop:  # Ray makes a SystemExit of SIGTERM
+        ray.shutdown()
+        raise KeyboardInterrupt from stop
     return ray
+
+
+@contextmanager
+def _own_sigterm() -> Iterator[None]:
+    """Keep this program's handler of SIGTERM: Ray sets its own where it is started."""
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, before)
 
 
 def _stamp(settings: ScreenSettings) -> RunStamp:

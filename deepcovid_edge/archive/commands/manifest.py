@@ -40,4 +40,4 @@ def command(folders: tuple[str, ...], output: Path, threads: int) -> int:
     click.echo(f"{images} listed in {output}.", err=True)
     for note in listing.notes():
         click.echo(note, err=True)
-    return ExitCode.NOT_ASSESSED if listing.unreadable_names else ExitCode.DONE
+    return ExitCode.NOT_ASSESSED if listing.is_partial else ExitCode.DONE

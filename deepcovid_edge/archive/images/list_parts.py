@@ -60,10 +60,15 @@ class ListParts:
                 self.folder.rmdir()
 
     def begin(self) -> list[tuple[int, str]]:
-        """The rows of each finished part, and the hash of their paths; under the lock."""
+        """The rows of each finished part, and the hash of their paths; under the lock.
+
+        Raises:
+            UsageError: There are parts of another listing.
+        """
         asked = json.dumps({"folders": self._folders, "rows": self._rows})
         settings = self.folder / _SETTINGS
-        if settings.exists() and settings.read_text("utf-8") != asked:
+        is_begun = settings.exists() and self._part(0).exists()
+        if is_begun and settings.read_text("utf-8") != asked:
             raise UsageError(
                 f"output: {self.folder} has parts of another listing: take its folders, another "
                 "output, or delete it"

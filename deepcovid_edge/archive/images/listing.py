@@ -73,6 +73,8 @@ class Listing:
         images: Images that have a row.
         before: Those of them that an earlier command has listed.
         unreadable_names: Files that have no row, since their names are not UTF-8.
+        nameless_folders: Folders of a store that hold keys below an empty folder name, as in
+            `a//b`, which have no row.
 
     Args:
         settings: What is listed.
@@ -83,7 +85,8 @@ class Listing:
         self, settings: ListSettings, progress: Callable[[int], object] = lambda _: None
     ) -> None:
         self.settings, self._progress = settings, progress
-        self.images = self.before = self.unreadable_names = 0
+        self.images = self.before = self.unreadable_names = self.nameless_folders = 0
+        self._nameless = ""
         self._walk = FolderWalk()
         self._parts = ListParts(settings.output, settings.folders, settings.part_rows)
 
@@ -111,8 +114,14 @@ class Listing:
                 self.images += len(rows)
         if not (self.images or self.unreadable_names):
             self._parts.remove()
-            raise NotThereError(f"no image found in {', '.join(self.settings.folders)}")
+            none = f"no image found in {', '.join(self.settings.folders)}"
+            raise NotThereError(": ".join([none, *self._nameless_notes()]))
         self._parts.join()
+
+    @property
+    def is_partial(self) -> bool:
+        """Whether something could not be listed."""
+        return bool(self.unreadable_names or self.nameless_folders)
 
     def notes(self) -> Iterator[str]:
         """What to know of the listing, in a sentence each."""
@@ -124,12 +133,26 @@ class Listing:
                 self.unreadable_names, "file has a name that is", "files have names that are"
             )
             yield f"{files} not UTF-8: rename, and list again."
+        yield from self._nameless_notes()
+
+    def _nameless_notes(self) -> Iterator[str]:
+        if self.nameless_folders:
+            folders = number_of(self.nameless_folders, "folder has", "folders have")
+            yield (
+                f"{folders} keys below an empty folder name, such as {self._nameless}//, which "
+                "cannot be listed: rename them, and list again."
+            )
 
     def _files(self, pool: ThreadPoolExecutor) -> Iterator[ListedFile]:
         for path in list_images(self.settings.local, but=self.settings.output, walk=self._walk):
             if self._is_unicode(str(path)):
                 yield ListedFile(str(path))
-        yield from remote_files(filter(is_remote, self.settings.folders), pool, self._walk)
+        addresses = filter(is_remote, self.settings.folders)
+        yield from remote_files(addresses, pool, self._walk, self._count_nameless)
+
+    def _count_nameless(self, folder: str) -> None:
+        self.nameless_folders += 1
+        self._nameless = folder
 
     def _is_unicode(self, path: str) -> bool:
         try:

@@ -5,7 +5,7 @@ A store lists one folder at a time, so memory grows with the largest folder alon
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -17,10 +17,12 @@ from deepcovid_edge.errors import NotThereError, one_line, require
 from deepcovid_edge.pipeline.pipeline import in_order
 
 if TYPE_CHECKING:
-    from pyarrow.fs import FileSystem
+    from pyarrow.fs import FileInfo, FileSystem
 
 _MOST_AHEAD = 16
 """Folders that are listed before they are asked for."""
+_WITHOUT_FOLDERS = frozenset({"abfs", "gcs", "s3"})
+"""Types of stores that have keys alone: one may be a file, and begin others as a folder does."""
 
 
 @dataclass(frozen=True)
@@ -40,8 +42,19 @@ class ListedFile:
 
 @dataclass(frozen=True)
 class _Folder:
+    """What a folder holds.
+
+    Attributes:
+        address: Its address.
+        files: Its files.
+        folders: The paths of its folders.
+        has_nameless: Whether a folder in it has an empty name, as in `a//b`: no store lists it.
+    """
+
+    address: str
     files: list[ListedFile]
     folders: list[str]
+    has_nameless: bool
 
 
 @dataclass(frozen=True)
@@ -64,7 +77,10 @@ class _Store:
 
 
 def remote_files(
-    addresses: Iterable[str], pool: ThreadPoolExecutor, walk: FolderWalk
+    addresses: Iterable[str],
+    pool: ThreadPoolExecutor,
+    walk: FolderWalk,
+    nameless: Callable[[str], object],
 ) -> Iterator[ListedFile]:
     """The files below addresses, folder by folder; each once, whatever addresses overlap.
 
@@ -72,6 +88,8 @@ def remote_files(
         addresses: Of folders or of files.
         pool: Its threads wait for the store.
         walk: Knows what is passed over, and counts it.
+        nameless: Called with the address of a folder that has keys below an empty folder name,
+            which cannot be listed.
 
     Raises:
         UsageError: No store has such addresses.
@@ -79,13 +97,20 @@ def remote_files(
     """
     named = dict.fromkeys(address.rstrip("/") for address in addresses)
     for address in named:
-        yield from _files_below(address, named, pool, walk)
+        for folder in _folders_below(address, named, pool, walk):
+            if folder.has_nameless:
+                nameless(folder.address)
+            for file in folder.files:
+                if file.path == address or (
+                    file.path not in named and walk.is_image(_name(file.path))
+                ):
+                    yield file
 
 
-def _files_below(
+def _folders_below(
     address: str, named: Collection[str], pool: ThreadPoolExecutor, walk: FolderWalk
-) -> Iterator[ListedFile]:
-    """The files below an address, without those that another argument names."""
+) -> Iterator[_Folder]:
+    """The folder of an address and those below it, without those that another argument names."""
     try:
         system, root = open_remote(address)
     except OSError as error:
@@ -97,9 +122,7 @@ def _files_below(
         if folder is None:
             levels.pop()
             continue
-        for file in folder.files:
-            if file.path == address or (file.path not in named and walk.is_image(_name(file.path))):
-                yield file
+        yield folder
         below = [
             path
             for path in folder.folders
@@ -125,15 +148,29 @@ def _ahead(pool: ThreadPoolExecutor, store: _Store, folders: list[str]) -> Itera
 
 
 def _listed(store: _Store, folder: str) -> _Folder:
-    """Files and folders of a folder; the file itself where it is one."""
+    """Files and folders of a folder; with the address itself where that is a file."""
     fs = require("pyarrow.fs", extra=EXTRA)
-    system = store.system
-    found = [system.get_file_info(folder)]
-    if found[0].type != fs.FileType.File:
-        found = sorted(system.get_file_info(fs.FileSelector(folder)), key=lambda one: one.path)
+    if folder == store.root:
+        found = _of_address(store)
+    else:
+        found = store.system.get_file_info(fs.FileSelector(folder))
+    found = sorted(found, key=lambda one: one.path)
     files = [
         ListedFile(store.address_of(one.path), one.size, one.mtime and one.mtime.timestamp())
         for one in found
         if one.type == fs.FileType.File
     ]
-    return _Folder(files, [one.path for one in found if one.type == fs.FileType.Directory])
+    folders = [one.path for one in found if one.type == fs.FileType.Directory]
+    below = [path for path in folders if path.rstrip("/") != folder]
+    return _Folder(store.address_of(folder), files, below, has_nameless=len(below) < len(folders))
+
+
+def _of_address(store: _Store) -> list[FileInfo]:
+    """The file that an address is, if it is one, and what the folder of that address holds."""
+    fs = require("pyarrow.fs", extra=EXTRA)
+    itself = store.system.get_file_info(store.root)
+    is_file = itself.type == fs.FileType.File
+    if is_file and store.system.type_name not in _WITHOUT_FOLDERS:
+        return [itself]
+    below = store.system.get_file_info(fs.FileSelector(store.root, allow_not_found=is_file))
+    return [itself, *below] if is_file else below

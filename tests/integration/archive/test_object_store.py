@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -72,6 +73,51 @@ def test_a_bucket_is_listed_and_assessed_as_a_folder(
     assert done.returncode == 4, done.stderr
     command("infer", local, "-o", tmp_path / "infer.jsonl", *OPTIONS)
     assert by_name(screened(tmp_path / "r")) == by_name(inferred(tmp_path / "infer.jsonl"))
+
+
+def listed_with(
+    store: tuple[Path, dict[str, str]], output: Path, bucket: str, *keys: str
+) -> tuple[subprocess.CompletedProcess[str], list[str]]:
+    """List a new bucket that has some keys: the command that is done, and the paths."""
+    _, environment = store
+    for place in (bucket, *(f"{bucket}/{key}" for key in keys)):
+        address = f"{environment['AWS_ENDPOINT_URL']}/{place}"
+        urllib.request.urlopen(
+            urllib.request.Request(address, b"x" if "/" in place else b"", method="PUT"), timeout=20
+        ).close()
+    done = run_command("manifest", f"s3://{bucket}", "-o", output, environment=environment)
+    return done, pq.read_table(output)["path"].to_pylist()
+
+
+def test_keys_below_an_empty_folder_name_are_counted(
+    store: tuple[Path, dict[str, str]], tmp_path: Path
+) -> None:
+    """A store answers the listing of their folder with that folder."""
+    keys = ("1.png", "a/2.png", "a/double//3.png", "a/double/4.png", "b//5.png", "/6.png")
+    done, paths = listed_with(store, tmp_path / "m.parquet", "nameless", *keys)
+    assert done.returncode == 4, done.stderr
+    assert "3 folders have keys below an empty folder name" in done.stderr
+    assert "such as s3://nameless/b//, which cannot be listed" in done.stderr
+    assert paths == [f"s3://nameless/{key}" for key in ("1.png", "a/2.png", "a/double/4.png")]
+    words = ("manifest", "s3://nameless/b", "-o", tmp_path / "m.parquet")
+    done = run_command(*words, environment=store[1])
+    assert done.returncode == 6, done.stderr
+    assert "no image found in s3://nameless/b: 1 folder has keys below an empty" in done.stderr
+    assert pq.read_table(tmp_path / "m.parquet").num_rows == 3, "an earlier manifest stays"
+
+
+def test_keys_below_a_key_are_listed(store: tuple[Path, dict[str, str]], tmp_path: Path) -> None:
+    """Whether that key is found on the way or named."""
+    keys = ("studies", "studies/1.png", "studies/2.png", "top.png")
+    done, paths = listed_with(store, tmp_path / "m.parquet", "both", *keys)
+    assert done.returncode == 0, done.stderr
+    assert sorted(paths) == [f"s3://both/{key}" for key in keys]
+    for key, count in (("studies", 3), ("top.png", 1)):
+        words = ("manifest", f"s3://both/{key}", "-o", tmp_path / "m.parquet")
+        assert run_command(*words, environment=store[1]).returncode == 0
+        paths = pq.read_table(tmp_path / "m.parquet")["path"].to_pylist()
+        assert paths == [f"s3://both/{one}" for one in keys if one.startswith(key)]
+        assert len(paths) == count
 
 
 def test_an_image_that_is_gone_has_a_reason(

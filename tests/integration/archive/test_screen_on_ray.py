@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from unittest.mock import MagicMock
@@ -30,6 +31,7 @@ from commands import command
 from ray_cluster import actors
 
 from deepcovid_edge.archive.cluster.actor import ShardActor
+from deepcovid_edge.archive.cluster.ray_run import ClusterSettings, _connected
 from deepcovid_edge.archive.screening import ScreenSettings
 
 pytest.importorskip("pyarrow", reason="screen needs extra archive")
@@ -127,6 +129,46 @@ def test_a_plan_that_would_fill_the_cluster_is_refused(tmp_path: Path) -> None:
     assert done.returncode == 2, done.stderr
     assert "--actors: got 99" in done.stderr
     assert "would fill the cluster" in done.stderr
+
+
+def as_ray(number: int, _: object) -> None:
+    """What Ray makes of SIGTERM."""
+    sys.exit(number)
+
+
+@pytest.fixture
+def ray_module(monkeypatch: pytest.MonkeyPatch) -> Iterator[MagicMock]:
+    """Ray as far as it is started; `init` sets a handler as Ray's own does."""
+    module = MagicMock()
+    module.init.side_effect = lambda **_: signal.signal(signal.SIGTERM, as_ray)
+    monkeypatch.setitem(sys.modules, "ray", module)
+    monkeypatch.setattr(os, "environ", dict(os.environ))
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    yield module
+    signal.signal(signal.SIGTERM, before)
+
+
+def test_a_stop_is_a_stop_also_when_ray_is_there(ray_module: MagicMock) -> None:
+    assert _connected(ClusterSettings()) is ray_module
+    with pytest.raises(KeyboardInterrupt):
+        signal.raise_signal(signal.SIGTERM)
+
+
+@pytest.mark.parametrize("kind", [signal.SIGINT, signal.SIGTERM])
+def test_a_stop_while_ray_starts_ends_ray(ray_module: MagicMock, kind: signal.Signals) -> None:
+    def stopped(**_: object) -> None:
+        signal.signal(signal.SIGTERM, as_ray)
+        signal.raise_signal(kind)
+
+    ray_module.init.side_effect = stopped
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # it may be ignored
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            _connected(ClusterSettings())
+    finally:
+        signal.signal(signal.SIGINT, before)
+    ray_module.shutdown.assert_called_once()
+    assert signal.getsignal(signal.SIGTERM) is signal.default_int_handler
 
 
 def test_without_ray_the_command_says_what_to_install(

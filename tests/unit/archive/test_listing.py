@@ -178,6 +178,13 @@ def test_parts_of_other_folders_are_not_gone_on_with(folder: Path, tmp_path: Pat
         listed(output, folder / "patient1")
 
 
+def test_a_listing_that_wrote_no_part_is_in_nobodys_way(store: Path, tmp_path: Path) -> None:
+    output = tmp_path / "m.parquet"
+    with pytest.raises(NotThereError, match="s3://images/nothing"):
+        in_store(output, "s3://images/nothing")
+    assert in_store(output, "s3://images").images == 250
+
+
 def test_a_second_listing_with_the_same_output_ends_and_the_first_goes_on(
     folder: Path, tmp_path: Path
 ) -> None:
