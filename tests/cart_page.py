@@ -6,7 +6,6 @@ import http.client
 import json
 import re
 import threading
-import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from dicom_files import dataset, written
 from deepcovid_edge.cart.config import CartConfig, read_config
 from deepcovid_edge.cart.page.role import page
 from deepcovid_edge.cart.pictures import MAP, write_pictures
+from deepcovid_edge.cart.store.heartbeat import RECEIVER, WORKER, Heartbeat
 from deepcovid_edge.cart.store.images import Settled
 from deepcovid_edge.cart.store.intake import Arrival
 from deepcovid_edge.files import write_atomically
@@ -89,7 +89,8 @@ def put(
         write_pictures(folder, Radiograph(pixels, 255, "0" * 64, "PNG"))
         write_atomically(folder / MAP, (folder / "picture.jpg").read_bytes())
     store.images.settle(claimed, Settled(record, objects, {"pacs": ("sr", "sc")}))
-    store.ledger.set_meta("work alive", f"{time.time():.0f}")
+    for key in (RECEIVER, WORKER):
+        Heartbeat(store.ledger, key).beat()
     return taken.image_id
 
 

@@ -24,7 +24,7 @@ from PIL import Image
 from whole_cart import phantom_image
 
 from deepcovid_edge.cart.page.access import Pin
-from deepcovid_edge.cart.store.clock import now_seconds
+from deepcovid_edge.cart.store.heartbeat import RECEIVER, WORKER, Heartbeat
 from deepcovid_edge.cart.store.images import BuiltObject, Settled
 from deepcovid_edge.cart.work.assessment import AssessmentRequest
 from deepcovid_edge.cart.work.assessor_child import loaded_assessor
@@ -109,7 +109,7 @@ def log_in_shots() -> Iterator[Shot]:
 def fill(store: Store, folder: Path) -> None:
     """Have drawn images assessed by the shipped model."""
     config = write_config(folder, 8080)
-    with loaded_assessor(config, config.cart.model, None) as assessor:
+    with loaded_assessor(config.cart, config.cart.model, None) as assessor:
         for number, keys in enumerate(_IMAGES):
             data = phantom_image(number, _EXPLICIT, **keys)  # type: ignore[arg-type]
             store.intake.take_file(data, name="f.dcm", arrival=CONSOLE)
@@ -132,13 +132,14 @@ def fill(store: Store, folder: Path) -> None:
 
 @contextmanager
 def alive(folder: Path) -> Iterator[None]:
-    """An assessor that says that it is there, however long the pictures take."""
+    """Roles that say that they are there, however long the pictures take."""
     over = threading.Event()
 
     def say() -> None:
         with open_store(folder / "spool") as store:
             while not over.is_set():
-                store.ledger.set_meta("work alive", f"{now_seconds():.0f}")
+                for key in (RECEIVER, WORKER):
+                    Heartbeat(store.ledger, key).beat()
                 over.wait(_ALIVE_SECONDS)
 
     thread = threading.Thread(target=say)

@@ -60,6 +60,17 @@ class AlertCode(Coded):
         "Images are received but not assessed.",
         "See the detail: the model, its engine or the memory is the usual cause.",
     )
+    RECEIVER_STOPPED = (
+        "receiver_stopped",
+        "The receiver does not run: no image comes in from consoles or folders.",
+        "Start the cart. If it was started, see the log of `cart receive`: often the address"
+        " receive.host is no longer one of this machine.",
+    )
+    WORKER_STOPPED = (
+        "worker_stopped",
+        "The worker does not run: nothing is assessed, and no result is sent.",
+        "Start the cart. If it was started, see the log of `cart work`.",
+    )
     MODEL = (
         "model_unverified",
         "The model, or its site file, may not be used.",

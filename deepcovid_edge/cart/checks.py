@@ -56,6 +56,7 @@ def check(config: CartConfig, *, asks: bool = True) -> Iterator[Check]:
         missing = "is not there: make it or mount it, or correct receive.folders"
         yield Check(f"folder {folder}", found, "is there" if found else missing)
     yield from _only_copy(config)
+    yield from _commitment(config)
     if config.page:
         yield _page(config.page)
     if asks:
@@ -71,6 +72,18 @@ def _only_copy(config: CartConfig) -> Iterator[Check]:
             True,
             "`delete` without a destination: the cart is no archive, and image and answer are gone "
             f"for good after {config.cart.keep_days} days (keep_days)",
+            warns=True,
+        )
+
+
+def _commitment(config: CartConfig) -> Iterator[Check]:
+    """A warning where storage commitment is offered, and nobody can be told of it."""
+    if config.receive.commitment and all(one.port is None for one in config.peers):
+        yield Check(
+            "receive.commitment",
+            True,
+            "no [[peer]] has a port, so every request is refused: give `port` to each peer that "
+            "asks, the port on which it takes the answer, or take `commitment` away",
             warns=True,
         )
 

@@ -20,7 +20,6 @@ TLS are files.
 
 from __future__ import annotations
 
-import contextlib
 import ipaddress
 import re
 import socket
@@ -28,10 +27,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal
-from urllib.parse import urlsplit
 
 from deepcovid_edge.backends import AUTO, BACKENDS
 from deepcovid_edge.backends.settings import is_address
+from deepcovid_edge.cart.addresses import check_address, check_host, check_url
 from deepcovid_edge.cart.toml_tables import Settings, build_settings, read_toml
 from deepcovid_edge.device import shares
 from deepcovid_edge.errors import UsageError
@@ -41,11 +40,6 @@ _AE_TITLE = re.compile(r"[ -\[\]-~]{1,16}")
 """DICOM PS3.5, 6.2: AE, without backslash and control letters."""
 _NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,31}")
 _MODEL_FILE = re.compile(r".*/.*|.+\.(onnx|engine)", re.IGNORECASE)
-_LABEL = "[A-Za-z0-9_]([A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?"
-_HOST = re.compile(rf"(?=.{{1,254}}$)(?!(.*\.)?\d+\.?$){_LABEL}(\.{_LABEL})*\.?")
-"""A name as a resolver takes it (RFC 1123, 2.1), with the underscores that some have; one whose
-last part is a number is a mistyped address."""
-_PATH = re.compile("[!-~]*")
 _HOST_NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9.-]{0,251}[A-Za-z0-9])?|\[[0-9A-Fa-f:.]+\]")
 
 
@@ -86,7 +80,7 @@ class ReceiveSettings:
 
     def __post_init__(self) -> None:
         _check_ae_title(self.ae_title)
-        _check_address("host", self.host)
+        check_address("host", self.host)
         _check_port(self.port)
         _check("max_image_mib", self.max_image_mib, 1, 1024)
         _check("max_associations", self.max_associations, 1, 64)
@@ -119,7 +113,7 @@ class Peer:
 
     def __post_init__(self) -> None:
         _check_ae_title(self.ae_title)
-        _check_address("address", self.address, network=True)
+        check_address("address", self.address, network=True)
         if self.port is not None:
             _check_port(self.port)
 
@@ -175,7 +169,7 @@ class Destination:
                 if not getattr(self, key):
                     raise ValueError(f"{key}: is missing; expected ae_title and host, or a url")
             _check_ae_title(self.ae_title)
-            _check_host("host", self.host)
+            check_host("host", self.host)
         else:
             self._check_stow(self.url)
         _check_port(self.port)
@@ -184,7 +178,7 @@ class Destination:
         _check_tls(self.certificate, self.key)
 
     def _check_stow(self, url: str) -> None:
-        _check_url(url)
+        check_url(url)
         of_an_ae = ("ae_title", "host", "port", "find", "commitment")
         defaults = {field.name: field.default for field in fields(self)}
         for key in of_an_ae:
@@ -242,7 +236,7 @@ class PageSettings:
     upload: bool = True
 
     def __post_init__(self) -> None:
-        _check_address("host", self.host)
+        check_address("host", self.host)
         _check_port(self.port)
         _check_tls(self.certificate, self.key)
         for name in self.hosts:
@@ -361,6 +355,8 @@ class CartConfig:
             _check_apart(folder, "cart.spool", self.cart.spool)
             if self.cart.backup is not None:
                 _check_apart(folder, "cart.backup", self.cart.backup)
+        if self.page and self.listens:
+            _check_ports(self.receive, self.page)
 
     @property
     def committing(self) -> tuple[Destination, ...]:
@@ -446,42 +442,6 @@ def _check_ae_title(title: str) -> None:
         raise ValueError(f"ae_title: got {title!r}, expected 1 to 16 letters (ASCII)")
 
 
-def _check_address(name: str, address: str, *, network: bool = False) -> None:
-    try:
-        if network:
-            ipaddress.ip_network(address, strict=False)
-        else:
-            ipaddress.ip_address(address)
-    except ValueError:
-        kind = "an IP address or a network" if network else "an IP address"
-        raise ValueError(f"{name}: got {address!r}, expected {kind}") from None
-
-
-def _check_host(name: str, host: str) -> None:
-    """Check a name or an address; one of other letters than ASCII is looked up in IDNA."""
-    with contextlib.suppress(ValueError):
-        ipaddress.ip_address(host)
-        return
-    with contextlib.suppress(UnicodeError):
-        if _HOST.fullmatch(host.encode("idna").decode("ascii")):
-            return
-    raise ValueError(f"{name}: got {host!r}, expected an IP address, or a name such as pacs.clinic")
-
-
-def _check_url(url: str) -> None:
-    expected = "expected http://HOST/... or https://HOST:PORT/..."
-    try:
-        parts = urlsplit(url)
-        port = parts.port
-    except ValueError as error:
-        raise ValueError(f"url: got {url!r} ({error}), {expected}") from None
-    if not re.match(r"https?://", url) or not parts.hostname or port == 0:
-        raise ValueError(f"url: got {url!r}, {expected}")
-    if not _PATH.fullmatch(parts.path) or parts.query or parts.fragment or parts.username:
-        raise ValueError(f"url: got {url!r}, {expected}, without blanks, ?, # and @")
-    _check_host("url", parts.hostname)
-
-
 def _check_apart(folder: Path, key: str, own: Path) -> None:
     """Check that the cart is never given its own files as images."""
     watched, kept = shares.resolve(folder), shares.resolve(own)
@@ -489,6 +449,15 @@ def _check_apart(folder: Path, key: str, own: Path) -> None:
         raise ValueError(
             f"receive.folders: got {str(folder)!r}, and {key} is {str(own)!r}: one lies in the "
             "other; expected folders apart, or the cart takes its own files for new images"
+        )
+
+
+def _check_ports(receive: ReceiveSettings, page: PageSettings) -> None:
+    hosts = {ipaddress.ip_address(one.host) for one in (receive, page)}
+    if page.port == receive.port and (len(hosts) == 1 or any(one.is_unspecified for one in hosts)):
+        raise ValueError(
+            f"page.port: got {page.port} at {page.host}, and receive.port is the same at "
+            f"{receive.host}; expected two ports: only one program can listen on a port"
         )
 
 

@@ -239,7 +239,7 @@ def _prove(config: CartConfig, model: str, site: Path | None) -> dict[str, Any]:
     from deepcovid_edge.decision.record import Prediction
     from deepcovid_edge.reasons import WarningCode
 
-    with loaded_assessor(config, model, site) as assessor:
+    with loaded_assessor(config.cart, model, site) as assessor:
         if WarningCode.UNVERIFIED.code in assessor.model.facts.warnings:
             raise ModelFileError(
                 f"{model}: is not verified; expected a model that decides as its parent: run "

@@ -10,9 +10,15 @@ from typing import Any
 from deepcovid_edge.cart.alerts import Alert, AlertCode, UnknownCode
 from deepcovid_edge.cart.config import CartConfig
 from deepcovid_edge.cart.model_pointer import ModelChoice, RunningModel, model_in_use, running_model
+from deepcovid_edge.cart.store.heartbeat import RECEIVER, WORKER, silent_since
 from deepcovid_edge.cart.store.ledger import Ledger
 from deepcovid_edge.cart.store.schema import IMAGE_STATES, OUTBOX_STATES
 from deepcovid_edge.errors import UsageError
+
+_STOPPED = {
+    RECEIVER: (AlertCode.RECEIVER_STOPPED, "cart receive"),
+    WORKER: (AlertCode.WORKER_STOPPED, "cart work"),
+}
 
 
 @dataclass(frozen=True)
@@ -96,11 +102,18 @@ def _queues(config: CartConfig, ledger: Ledger) -> dict[str, dict[str, int]]:
 
 
 def raised_alerts(ledger: Ledger) -> list[Alert]:
-    """The alerts that are not over, the oldest first."""
-    return [
+    """The alerts that are not over, the oldest first.
+
+    A role that does not run cannot raise an alert of its own: it is seen by its silence.
+    """
+    raised = [
         Alert(_code(row["code"]), row["key"], json.loads(row["detail"]), row["since_utc"])
-        for row in ledger.rows("SELECT * FROM alert ORDER BY since_utc, key")
+        for row in ledger.rows("SELECT * FROM alert")
     ]
+    for key, since in silent_since(ledger).items():
+        code, process = _STOPPED[key]
+        raised.append(Alert(code, code.code, {"process": process}, since))
+    return sorted(raised, key=lambda alert: (alert.since, alert.key))
 
 
 def _code(code: str) -> AlertCode | UnknownCode:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import re
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import MISSING, Field, fields
+from dataclasses import MISSING, Field, asdict, fields
 from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -87,6 +88,17 @@ def build_settings(kind: type[Settings], values: Any, where: str, base: Path) ->
         return kind(**built)
     except ValueError as error:
         raise ValueError(f"{where}.{error}") from error
+
+
+def settings_text(settings: Any) -> str:
+    """Settings as a line for another process; see `read_settings`."""
+    named = {name: value for name, value in asdict(settings).items() if value is not None}
+    return json.dumps(named, default=str)
+
+
+def read_settings(kind: type[Settings], text: str) -> Settings:
+    """The settings that `settings_text` wrote."""
+    return build_settings(kind, json.loads(text), "settings", Path())
 
 
 def _value(hint: Any, value: Any, where: str, base: Path) -> Any:

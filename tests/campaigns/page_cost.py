@@ -111,6 +111,11 @@ def fill(store: Store, images: int) -> None:
                 ),
             )
             now.execute(
+                "INSERT INTO arrival (image_id, at_utc, source, peer, same_bytes)"
+                " VALUES (?, ?, 'ae', '', 1)",
+                (number, at),
+            )
+            now.execute(
                 "INSERT INTO who (image_id, patient_id, acquired) VALUES (?, ?, '20260101 120000')",
                 (number, f"P-{number}"),
             )

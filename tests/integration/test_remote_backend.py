@@ -163,7 +163,7 @@ def test_the_cart_s_assessor_may_be_a_server_s_caller(address: str, tmp_path: Pa
     )
     image = tmp_path / "a.png"
     save_phantom(draw_phantom(3, opacities=9), image)
-    with loaded_assessor(read_config(config), "squeezenet1_1", None) as assessor:
+    with loaded_assessor(read_config(config).cart, "squeezenet1_1", None) as assessor:
         request = AssessmentRequest(image, "0" * 64, is_dicom=False)
         record = assessor.assess(request)["record"]
         with Model(variant="fp32") as model:

@@ -26,17 +26,20 @@ from deepcovid_edge.cart.objects.request import REQUEST, REQUEST_ATTRIBUTES, ref
 from deepcovid_edge.cart.objects.uids import stand_in_study_uid
 from deepcovid_edge.errors import DataError, NotAssessedError, require
 from deepcovid_edge.files import read_regular
-from deepcovid_edge.imaging.dicom.elements import BoundedStream, Elements
+from deepcovid_edge.imaging.dicom.elements import BoundedStream, Elements, each_element
 from deepcovid_edge.imaging.dicom.orientation import upright
 from deepcovid_edge.imaging.dicom.syntaxes import SYNTAXES, DataSet, Family, find_data_set
 
 _STUDY_UID, _SERIES_UID, _SOP_CLASS, _SOP_UID = 0x0020000D, 0x0020000E, 0x00080016, 0x00080018
 _OFFSET = 0x00080201
-_ROWS, _COLUMNS, _FRAMES, _ORIENTATION = 0x00280010, 0x00280011, 0x00280008, 0x00200020
+_ROWS, _COLUMNS, _ORIENTATION = 0x00280010, 0x00280011, 0x00200020
 _LOSSY = 0x00282110
 _PIXELS = 0x7FE00000
 SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"
 """Stands in for a SOP class that is not stated."""
+_MULTI_FRAME = frozenset(f"{SECONDARY_CAPTURE}.{number}" for number in (1, 2, 3, 4))
+"""The multi-frame classes among those that are assessed (PS3.3, A.8.2 to A.8.5). Another class has
+no frames, whatever its Number of Frames says."""
 LOSSY_TAGS = (_LOSSY, 0x00282112, 0x00282114)
 """Whether, how much and how a picture was lossily compressed: so it stays (PS3.3, C.7.6.1.1.5)."""
 PATIENT_AND_STUDY: Mapping[str, tuple[int, ...]] = {
@@ -74,7 +77,7 @@ _FURTHER = {
     LOSSY_TAGS[2]: "CS",
 }
 _KINDS = {tag: kind for kind, tags in PATIENT_AND_STUDY.items() for tag in tags} | _FURTHER
-_OWN = (_SOP_CLASS, _SOP_UID, _SERIES_UID, _ROWS, _COLUMNS, _FRAMES, _ORIENTATION)
+_OWN = (_SOP_CLASS, _SOP_UID, _SERIES_UID, _ROWS, _COLUMNS, _ORIENTATION)
 _MAY_BE_EMPTY_SEQUENCE = 0x00102293  # Patient Breed Code Sequence, of type 2C
 _NEVER_EMPTY = frozenset(
     {
@@ -110,7 +113,6 @@ class SourceImage:
             objects as a study of their own then.
         rows: Rows of the pixels as they stand in the file; 0 where not stated.
         columns: Columns, likewise.
-        frames: Number of frames; None where the image has no such attribute.
         turns: Quarter turns counter-clockwise that bring the image upright.
         offset: Offset from UTC of its times; None where it is not stated.
         is_lossy: Whether it was lossily compressed, as it states or by its transfer syntax.
@@ -123,7 +125,6 @@ class SourceImage:
     study_uid: str
     rows: int
     columns: int
-    frames: int | None
     turns: int
     offset: timezone | None
     is_lossy: bool
@@ -164,7 +165,6 @@ class SourceImage:
             study_uid=study_uid,
             rows=elements.number(_ROWS) or 0,
             columns=elements.number(_COLUMNS) or 0,
-            frames=_frames(elements) if _FRAMES in values else None,
             turns=_turns(elements),
             offset=_time_zone(elements.raw(_OFFSET)),
             is_lossy=is_lossy,
@@ -173,11 +173,11 @@ class SourceImage:
 
     def plainer(self) -> SourceImage:
         """The same image, without what an object can do without."""
-        return replace(self, sop_class=SECONDARY_CAPTURE, frames=None)
+        return replace(self, sop_class=SECONDARY_CAPTURE)
 
     def frame_numbers(self) -> list[int] | None:
-        """The frame that a region lies on; None for an image without frames."""
-        return None if self.frames is None else [1]
+        """The frame that a region lies on; None for an image of a class without frames."""
+        return [1] if self.sop_class in _MULTI_FRAME else None
 
     def outline(self, x: int, y: int, width: int, height: int) -> list[tuple[float, float]]:
         """The outline of a box as it lies in the file.
@@ -209,15 +209,14 @@ class SourceImage:
 
 def _values(found: DataSet) -> dict[int, Any]:
     """The elements that objects need, up to where a header is damaged."""
-    reader: Any = require("pydicom.filereader", extra="cart")
+    require("pydicom", extra="cart")
     values: dict[int, Any] = {}
-    elements = reader.data_element_generator(
+    elements = each_element(
         BoundedStream.over(found),
-        found.encoding.implicit,
-        found.encoding.little,
-        stop_when=lambda tag, _kind, _length: tag >= _PIXELS,
-        defer_size=LONGEST,  # what is longer has no value
-        specific_tags=[*_KINDS, *_OWN],
+        lambda tag, _kind, _length: tag >= _PIXELS,
+        [*_KINDS, *_OWN],
+        found.encoding,
+        longest=LONGEST,
     )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of character sets that pydicom does not know
@@ -280,11 +279,6 @@ def _time_zone(value: bytes) -> timezone | None:
     sign, hours, minutes = match.groups()
     offset = timedelta(hours=int(hours), minutes=int(minutes))
     return timezone(-offset if sign == "-" else offset) if offset <= _FARTHEST else None
-
-
-def _frames(elements: Elements) -> int:
-    text = elements.text(_FRAMES)
-    return max(1, int(text)) if text.isdecimal() and len(text) < 9 else 1
 
 
 def _turns(elements: Elements) -> int:

@@ -19,6 +19,7 @@ from deepcovid_edge.cart.page.access import Access
 from deepcovid_edge.cart.page.changes import Changes
 from deepcovid_edge.cart.page.guard import Visitor
 from deepcovid_edge.cart.page.languages import LANGUAGES, catalogue
+from deepcovid_edge.cart.status import raised_alerts
 from deepcovid_edge.cart.store.ledger import Ledger
 from deepcovid_edge.cart.store.spool import Spool
 from deepcovid_edge.errors import OutputError
@@ -117,10 +118,9 @@ class Context:
 
     def _alert_count(self) -> int:
         try:
-            row = self.reading.row("SELECT count(*) AS n FROM alert")
+            return len(raised_alerts(self.reading))
         except OutputError:
             return 0
-        return row["n"] if row else 0
 
     def part(self, visitor: Visitor, template: str, read: Callable[[], Any], name: str) -> Markup:
         """A part of a page that is the same for all readers of a language, until something changes.

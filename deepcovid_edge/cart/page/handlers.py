@@ -22,7 +22,7 @@ from deepcovid_edge.cart.page import health, images
 from deepcovid_edge.cart.page.changes import MOST_LISTENERS
 from deepcovid_edge.cart.page.context import STATIC_TYPES, Context
 from deepcovid_edge.cart.page.guard import LOG_IN, Visitor, asked_language, language_cookie
-from deepcovid_edge.cart.page.posting import Posted, PostRejectedError, SentFile
+from deepcovid_edge.cart.page.posting import MOST_FILES, Posted, PostRejectedError, SentFile
 from deepcovid_edge.cart.page.statistics import Statistics, read_statistics, steps_of
 from deepcovid_edge.cart.status import raised_alerts
 from deepcovid_edge.cart.store.deliveries import Deliveries
@@ -67,7 +67,13 @@ class Handlers:
         uploads = self._it.settings.upload
         most = self._it.config.receive.max_image_mib
         return self._it.render(
-            request, "home", rows=rows, before=before, uploads=uploads, most=most
+            request,
+            "home",
+            rows=rows,
+            before=before,
+            uploads=uploads,
+            most=most,
+            files=MOST_FILES,
         )
 
     async def image(self, request: Request) -> Response:
@@ -278,7 +284,9 @@ class Handlers:
     def _message(
         self, request: Request, status: int, word: str, *, names: Sequence[str] = (), taken: int = 0
     ) -> Response:
-        return self._it.render(request, "message", status, word=word, names=names, taken=taken)
+        return self._it.render(
+            *(request, "message", status), word=word, names=names, taken=taken, files=MOST_FILES
+        )
 
 
 def _image(request: Request) -> int:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -11,9 +10,9 @@ from deepcovid_edge.cart.alerts import AlertCode
 from deepcovid_edge.cart.config import CartConfig
 from deepcovid_edge.cart.model_pointer import model_in_use
 from deepcovid_edge.cart.store.clock import clock_is_plausible
+from deepcovid_edge.cart.store.heartbeat import RECEIVER, WORKER, runs
 from deepcovid_edge.cart.store.ledger import Ledger, LedgerBusyError
 from deepcovid_edge.cart.store.schema import (
-    ALIVE_KEY,
     ASSESSING,
     ASSESSOR_ALERT,
     ASSESSOR_KEY,
@@ -25,8 +24,6 @@ from deepcovid_edge.cart.store.schema import (
 )
 from deepcovid_edge.cart.store.spool import Spool, SpoolFullError
 
-ALIVE_SECONDS = 60.0
-"""Longest time since the worker last said that it runs, seconds."""
 OK, LOOK, BAD = "ok", "look", "bad"
 SIGNS = {OK: "✓", LOOK: "…", BAD: "!"}
 _OF_SENDERS = {
@@ -72,9 +69,7 @@ def lights(config: CartConfig, ledger: Ledger, spool: Spool) -> list[Light]:
     raised = {(row["code"], row["key"]) for row in ledger.rows("SELECT code, key FROM alert")}
     codes = {code for code, _ in raised}
     return [
-        Light("images", LOOK, "light.look")
-        if codes & _OF_SENDERS
-        else Light("images", OK, "light.ok"),
+        _images(ledger, codes),
         _assessor(ledger),
         *(_destination(ledger, one.name, raised) for one in config.destinations),
         _disk(config, spool),
@@ -83,6 +78,12 @@ def lights(config: CartConfig, ledger: Ledger, spool: Spool) -> list[Light]:
         else Light("clock", BAD, "light.wrong"),
         _model(config, ledger, codes),
     ]
+
+
+def _images(ledger: Ledger, codes: set[str]) -> Light:
+    if not runs(ledger, RECEIVER):
+        return Light("images", BAD, "light.stopped")
+    return Light("images", *((LOOK, "light.look") if codes & _OF_SENDERS else (OK, "light.ok")))
 
 
 def _assessor(ledger: Ledger) -> Light:
@@ -101,10 +102,7 @@ def assessor_works(ledger: Ledger) -> bool:
     """
     if ledger.row("SELECT 1 FROM alert WHERE key = ?", ASSESSOR_ALERT):
         return False
-    if ledger.get_meta(ASSESSOR_KEY) == HAS_NONE:
-        return False
-    said = ledger.get_meta(ALIVE_KEY)
-    return said is not None and abs(time.time() - float(said)) < ALIVE_SECONDS
+    return ledger.get_meta(ASSESSOR_KEY) != HAS_NONE and runs(ledger, WORKER)
 
 
 def _destination(ledger: Ledger, name: str, raised: set[tuple[str, str]]) -> Light:
@@ -147,7 +145,9 @@ def _model(config: CartConfig, ledger: Ledger, codes: set[str]) -> Light:
 
 
 def obstacles(config: CartConfig, ledger: Ledger, writing: Ledger, spool: Spool) -> Sequence[str]:
-    """Why the cart is not ready for an image: `ledger`, `assessor`, `disk`; nothing where it is.
+    """Why the cart is not ready for an image; nothing where it is.
+
+    `ledger`, `receiver`, `assessor`, `disk`.
 
     Args:
         config: The configuration.
@@ -161,6 +161,8 @@ def obstacles(config: CartConfig, ledger: Ledger, writing: Ledger, spool: Spool)
             pass
     except LedgerBusyError:
         found.append("ledger")
+    if not runs(ledger, RECEIVER):
+        found.append("receiver")
     if not assessor_works(ledger):
         found.append("assessor")
     if _disk(config, spool).state == BAD:

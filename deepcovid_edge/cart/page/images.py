@@ -37,12 +37,16 @@ _SETTLED = (ASSESSED, NOT_ASSESSED, EXPIRED)
 _WORST_FIRST = (PARKED, QUEUED, SENDING, SENT, COMMITTED)
 _SHOWN_STATES = {SENDING: QUEUED}
 _ROWS = (
-    "SELECT image.id, image.state, content_sha256, received_utc, settled_utc, clock_ok, source,"
-    " reason, device, bytes, patient_id, name, birth_date, accession, acquired, file_name,"
-    " result.id AS result_id, decision, record"
-    " FROM image LEFT JOIN who ON who.image_id = image.id LEFT JOIN result ON result.id ="
-    " (SELECT max(id) FROM result WHERE image_id = image.id) "
+    "SELECT last.id AS arrival, last.at_utc AS came_utc, image.id, image.state, content_sha256,"
+    " settled_utc, clock_ok, reason, device, bytes, patient_id, name, birth_date, accession,"
+    " acquired, file_name, result.id AS result_id, decision, record"
+    " FROM arrival AS last CROSS JOIN image ON image.id = last.image_id"
+    " LEFT JOIN who ON who.image_id = image.id LEFT JOIN result ON result.id ="
+    " (SELECT max(id) FROM result WHERE image_id = image.id)"
+    " WHERE last.id = (SELECT max(id) FROM arrival WHERE image_id = last.image_id)"
 )
+"""Each image once, by the last time that it came. SQLite keeps the order of a CROSS JOIN, so that
+the newest are found without a look at the others."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +75,7 @@ class Row:
         decision: The decision; None where there is none.
         reason: Code of the reason why it was not assessed, or None.
         warnings: Codes of its warnings.
-        received: When it came, UTC, ISO 8601.
+        received: When it came last, UTC, ISO 8601.
         acquired: When it was taken, as its header says, or empty.
         patient: Patient ID, as its header says.
         name: Patient's name.
@@ -151,7 +155,7 @@ class ImageList:
 
     Attributes:
         rows: Pinned ones, then the newest first.
-        older: Number that the next page starts below; None where there is none.
+        older: Arrival that the next page starts below; None where there is none.
     """
 
     rows: Sequence[Row] = field(default=())
@@ -159,15 +163,15 @@ class ImageList:
 
 
 def list_images(ledger: Ledger, spool: Spool, before: int | None = None) -> ImageList:
-    """The newest images, ordered by their number; those that are flagged stand first.
+    """The images that came last, ordered by their arrivals; those that are flagged stand first.
 
     Args:
         ledger: The ledger.
         spool: Its spool folder.
-        before: Images that came before this one; nothing is pinned then.
+        before: Images that came last before this arrival; nothing is pinned then.
     """
     found = ledger.rows(
-        f"{_ROWS} WHERE image.id < ? ORDER BY image.id DESC LIMIT ?",
+        f"{_ROWS} AND last.id < ? ORDER BY last.id DESC LIMIT ?",
         *(before or 1 << 62, PAGE_ROWS + 1),
     )
     shown = found[:PAGE_ROWS]
@@ -179,12 +183,12 @@ def list_images(ledger: Ledger, spool: Spool, before: int | None = None) -> Imag
         rest = [row for row in rows if row.image_id not in pinned]
         rows = [*(replace(row, is_pinned=True) for row in flagged), *rest]
     more = len(found) > PAGE_ROWS
-    return ImageList(rows, shown[-1]["id"] if more else None)
+    return ImageList(rows, shown[-1]["arrival"] if more else None)
 
 
 def find_image(ledger: Ledger, spool: Spool, image_id: int) -> Image | None:
     """All that is known of an image; None where there is none of that number."""
-    found = ledger.row(f"{_ROWS} WHERE image.id = ?", image_id)
+    found = ledger.row(f"{_ROWS} AND last.image_id = ?", image_id)
     if found is None:
         return None
     deliveries = _deliveries(ledger, [image_id]).get(image_id, ())
@@ -248,7 +252,7 @@ def _row(found: Any, spool: Spool, deliveries: Sequence[Delivery]) -> Row:
         decision=decision,
         reason=found["reason"] if is_settled else None,
         warnings=record.get("warnings") or () if decision else (),
-        received=found["received_utc"],
+        received=found["came_utc"],
         acquired=_acquired(found["acquired"] or ""),
         patient=found["patient_id"] or "",
         name=found["name"] or "",

@@ -139,7 +139,10 @@ class PostReader:
         parser.spool_max_size = most  # images belong into the spool alone, never into /tmp
         try:
             items = (await parser.parse()).multi_items()
-        except (MultiPartException, ValueError, KeyError, UnicodeError):
+        except MultiPartException as error:
+            is_too_many = error.message.startswith("Too many files")
+            raise PostRejectedError(400, "error.files" if is_too_many else "error.form") from None
+        except (ValueError, KeyError, UnicodeError):
             raise PostRejectedError(400, "error.form") from None
         fields = _each_once([(name, value) for name, value in items if isinstance(value, str)])
         files = []

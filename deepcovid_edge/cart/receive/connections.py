@@ -16,6 +16,8 @@ from typing import Any
 
 P_DATA = 0x04
 _KINDS = range(0x01, 0x08)
+_LAST = (0x05, 0x07)
+"""A-RELEASE-RQ and A-ABORT: whoever sends one asks for nothing more (PS3.8, 9.3.6 and 9.3.8)."""
 _ABORT = bytes.fromhex("07 00 00000004 00 00 02 06")
 """A-ABORT by the service provider: invalid value of a PDU parameter (PS3.8, section 9.3.8)."""
 _MIB = 1 << 20
@@ -71,7 +73,7 @@ class Connection:
         """Why it was ended from this side; None as long as it was not."""
         self.is_noted = False
         self._opened = self._last_whole = time.monotonic()
-        self._is_set_up = False
+        self._is_set_up = self._is_over = False
         self._kind = 0
         self._in_body = False
         self._pdu_since: float | None = None
@@ -89,8 +91,14 @@ class Connection:
 
     @property
     def is_live(self) -> bool:
-        """Whether it counts: somebody works for it, and it was not ended."""
-        return self.ended_why is None and self.has_thread
+        """Whether it counts: somebody works for it, and neither side has ended it.
+
+        The threads of an association that was released go on for some milliseconds; what they
+        still have to store or to answer counts.
+        """
+        has_work = self._answers_owed > 0 or self._message_since is not None
+        is_over = self._is_over and not has_work
+        return self.ended_why is None and not is_over and self.has_thread
 
     def established(self) -> None:
         """Its association was accepted."""
@@ -112,9 +120,10 @@ class Connection:
             return bytearray()
         data = self._receive(count)
         if len(data) < count:
-            self._pdu_since = None
+            self._pdu_since, self._is_over = None, True
         elif is_body:
             self._pdu_since, self._last_whole = None, time.monotonic()
+            self._is_over |= self._kind in _LAST
         else:
             self._kind = data[0]
             self._in_body = self._kind in _KINDS

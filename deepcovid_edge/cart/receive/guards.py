@@ -1,7 +1,7 @@
 """Everything of the receiver that replaces a part of pynetdicom, in one place.
 
 pynetdicom 3.0 buffers a PDU of any length, waits for ever within one, and gives every stranger a
-thread. Replaced are four parts of it, each with a test that fails when pynetdicom changes it:
+thread. Replaced are five parts of it, each with a test that fails when pynetdicom changes it:
 
 | part | instead |
 | --- | --- |
@@ -9,6 +9,7 @@ thread. Replaced are four parts of it, each with a test that fails when pynetdic
 | `RequestHandler._create_association` | puts that in, and marks threads that end with the process |
 | `AssociationServer.get_request`, `verify_request` | no TLS and no thread for a stranger |
 | `process_request`, `process_request_thread` | the TLS handshake in the connection's own thread |
+| `AE.active_associations` | no association that is over, though its thread goes on |
 
 A reaper thread ends connections that exceed their times.
 """
@@ -312,6 +313,27 @@ class _TurningLoop(BaseServer):
         """Note a turn (socketserver, `serve_forever`)."""
         super().service_actions()
         self.turned = time.monotonic()
+
+
+@cache
+def guarded_entity() -> Any:
+    """The class of a pynetdicom AE whose most associations are counted as a `Guard` counts them.
+
+    Raises:
+        MissingDependencyError: pynetdicom is not installed.
+    """
+    require("pynetdicom", extra="cart")
+    from pynetdicom import AE
+
+    class GuardedEntity(AE):
+        """Counts no association that is over, though its thread has not ended yet."""
+
+        @property
+        def active_associations(self) -> list[Any]:
+            found: list[Any] = super().active_associations
+            return [one for one in found if one.dul.socket.connection.is_live]
+
+    return GuardedEntity
 
 
 @cache

@@ -23,6 +23,7 @@ from deepcovid_edge.cart.receive.guards import (
     NO_UID,
     NOT_NAMED,
     Guard,
+    guarded_entity,
     guarded_server,
     plain_address,
 )
@@ -211,11 +212,8 @@ class Receiver(Closing):
         self._server = None
 
     def _entity(self) -> Any:
-        require("pynetdicom", extra="cart")
-        from pynetdicom import AE
-
         settings, limits = self._config.receive, self._limits
-        entity = AE(ae_title=settings.ae_title)
+        entity = guarded_entity()(ae_title=settings.ae_title)
         syntaxes = transfer_syntaxes()
         for uid in self._classes:
             entity.add_supported_context(uid, syntaxes)

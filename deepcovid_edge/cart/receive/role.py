@@ -12,11 +12,13 @@ from deepcovid_edge.cart.receive.commitment import Commitments
 from deepcovid_edge.cart.receive.folder import FolderWatch, clear_alerts_of_removed
 from deepcovid_edge.cart.receive.guards import set_up_pynetdicom
 from deepcovid_edge.cart.receive.receiver import Receiver
+from deepcovid_edge.cart.store.heartbeat import RECEIVER, Heartbeat
 from deepcovid_edge.cart.store.intake import Intake
 from deepcovid_edge.cart.store.ledger import Ledger, LedgerBusyError
 from deepcovid_edge.cart.store.opening import open_store
 from deepcovid_edge.cart.store.rebuild import note_unknown
 from deepcovid_edge.device.service import log, notify
+from deepcovid_edge.errors import OutputError
 
 _LOOP_SECONDS = 1.0
 _JOIN_SECONDS = 1.0
@@ -73,12 +75,15 @@ def _serve(config: CartConfig, intake: Intake, stop: threading.Event) -> None:
             thread.start()
         gc.freeze()  # what is there now stays: pynetdicom collects garbage as it waits
         notify("READY=1")
+        heart = Heartbeat(intake.ledger, RECEIVER)
         while not stop.wait(_LOOP_SECONDS):
             if intake.ledger.is_of_no_use():
                 log("receive ends", why="the ledger is damaged, or was made again")
                 break
             if _is_alive(receiver, intake.ledger):
                 notify("WATCHDOG=1")
+                with contextlib.suppress(OutputError):  # in five seconds
+                    heart.beat()
         notify("STOPPING=1")
     end = time.monotonic() + _JOIN_SECONDS
     for thread in threads:

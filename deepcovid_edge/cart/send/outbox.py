@@ -9,6 +9,7 @@
 | it refuses one object for good | that one is parked; a person looks, and sends it again |
 | it refuses the cart (AE title not known) | an alert at once; it is tried again like a silent one |
 | the end of an object is uncertain | its row stays `sending`: C-FIND is asked before a resend |
+| it is of a kind that the destination does not get any more | it is given up |
 
 A refusal of the whole association parks nothing, although the standard calls it permanent: it says
 nothing of an object, and once the destination is set right everything goes out by itself.
@@ -210,6 +211,8 @@ class Courier(threading.Thread):
 
     def _send_for_ever(self) -> None:
         self._last_event = self._newest_event()
+        self._give_up_other_kinds()
+        self._clear_object_alerts()
         key = f"certificate:{self._destination.name}"
         try:
             sender = make_sender(self._destination, self._ae_title, self._timeouts)
@@ -273,8 +276,21 @@ class Courier(threading.Thread):
         now = time.monotonic()
         most = _MOST + len(self._failed_tries)
         due = self._deliveries.due(self._destination.name, most)
+        if any(one.kind not in self._destination.objects for one in due):
+            self._give_up_other_kinds()  # another role with an older configuration queued them
+            due = [one for one in due if one.kind in self._destination.objects]
         due = [one for one in due if self._uncertain_until.get(one.object_id, 0.0) <= now]
         return sorted(due, key=lambda one: self._failed_tries.get(one.object_id, 0))[:_MOST]
+
+    def _give_up_other_kinds(self) -> None:
+        """Forget objects that wait, of kinds which the destination does not get any more."""
+        name, kinds = self._destination.name, self._destination.objects
+
+        def give_up() -> None:
+            if count := self._deliveries.give_up(name, but=kinds):
+                log("given up", destination=name, objects=count, why="kind")
+
+        self._write(give_up)
 
     def _deliver(self, sender: Sender, delivery: Delivery) -> None:
         self._write(lambda: self._deliveries.begin(delivery))

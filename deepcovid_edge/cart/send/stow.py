@@ -23,10 +23,17 @@ from deepcovid_edge.cart.store.deliveries import Delivery
 _REFERENCED, _FAILED = "00081199", "00081198"
 _SOP_UID, _REASON = "00081155", "00081197"
 HTTP_BAD_REQUEST, HTTP_CONFLICT = 400, 409
+_LONGEST_PLACE = 200
+"""Most letters of a redirect's address that are shown."""
 _MOST_ANSWER = 1 << 20
 """Longest answer that is read, bytes; one for one object has some hundreds."""
 _REFUSED = {400: "bad request", 401: "not authorised", 403: "forbidden", 404: "no such service"}
 _REFUSED |= {405: "method not allowed", 406: "answer not acceptable", 410: "service gone"}
+_REDIRECT = "redirect{}, which is not followed: correct url"
+_REDIRECTS = range(300, 400)
+_REFUSED |= dict.fromkeys(_REDIRECTS, _REDIRECT.format(""))
+_FAILS = {500: "server error", 501: "not implemented", 502: "bad gateway"}
+_FAILS |= {503: "service unavailable", 504: "gateway timeout"}
 _REFUSED_OBJECT = {413: "too large", 415: "media type not supported", 422: "cannot be processed"}
 
 
@@ -71,7 +78,7 @@ class StowSender(Severable, Sender):
         if failure := self._open():
             return failure
         try:
-            status, answer = self._ask("POST", body, headers)
+            status, answer, _ = self._ask("POST", body, headers)
         except (OSError, http.client.HTTPException):
             self.cut()
             self.close()
@@ -86,19 +93,23 @@ class StowSender(Severable, Sender):
     def check(self) -> Answer:
         """Whether a service is there: a request to store nothing, which every one declines.
 
-        Orthanc answers 404 to OPTIONS and HEAD, so that these say nothing.
+        Orthanc answers 404 to OPTIONS and HEAD, so that these say nothing. A redirect is named,
+        without what may be secret in it, and not followed.
         """
         if failure := self._open():
             return failure
         try:
-            status, _ = self._ask("POST", b"", {})
+            status, _, location = self._ask("POST", b"", {})
         except (OSError, http.client.HTTPException):
             return no_answer("no answer")
         finally:
             self.close()
+        if status in _FAILS:
+            return Answer(f"HTTP {status} {_FAILS[status]}", "transient", "destination")
         if status in _REFUSED and status != HTTP_BAD_REQUEST:
-            words = f"HTTP {status} {_REFUSED[status]}"
-            return Answer(words, "transient", "destination", rejects=True)
+            is_named = status in _REDIRECTS
+            words = _REDIRECT.format(_goal(location)) if is_named else _REFUSED[status]
+            return Answer(f"HTTP {status} {words}", "transient", "destination", rejects=True)
         return Answer(f"HTTP {status}: it answers", "sent")
 
     def _open(self) -> Answer | None:
@@ -128,8 +139,8 @@ class StowSender(Severable, Sender):
             self.cut()
         return None
 
-    def _ask(self, method: str, body: bytes, headers: dict[str, str]) -> tuple[int, bytes]:
-        """One request; status and body of the answer, a long one cut off."""
+    def _ask(self, method: str, body: bytes, headers: dict[str, str]) -> tuple[int, bytes, str]:
+        """One request; status, body and `Location` of the answer, a long body cut off."""
         connection = self._connection
         if connection is None:
             raise http.client.NotConnected
@@ -139,7 +150,7 @@ class StowSender(Severable, Sender):
             content = answer.read(_MOST_ANSWER)
             if answer.will_close or answer.read(1):
                 self.close()
-        return answer.status, content
+        return answer.status, content, answer.getheader("Location", "")
 
     def close(self) -> None:
         """Close the connection, if there is one."""
@@ -167,6 +178,18 @@ def _meaning(delivery: Delivery, status: int, content: bytes) -> Answer:
         return Answer(f"{words} {_REFUSED[status]}", "transient", "destination", rejects=True)
     # 409 without a reason: the service stored nothing, and does not say why.
     return Answer(words, "transient", "object" if status == HTTP_CONFLICT else "destination")
+
+
+def _goal(location: str) -> str:
+    """Where a redirect leads to, as ` to ADDRESS`: in ASCII, without user and query."""
+    try:
+        parts = urlsplit(location)
+    except ValueError:
+        return ""
+    host = parts.netloc.rpartition("@")[2]
+    place = f"{parts.scheme}://{host}{parts.path}" if host else parts.path
+    shown = "".join(letter for letter in place if letter.isascii() and letter.isprintable())
+    return f" to {shown[:_LONGEST_PLACE]}" if shown else ""
 
 
 def _instances(content: bytes) -> dict[str, list[dict[str, Any]]]:

@@ -41,7 +41,8 @@ _HAS_FILES = (
     " JOIN image ON image.id = result.image_id"
     f" WHERE one.id = outbox.object_id AND image.state != '{EXPIRED}')"
 )
-"""Of a row of the outbox."""
+_KIND = "(SELECT kind FROM object WHERE id = outbox.object_id)"
+"""Of a row of the outbox: whether its image has its files, and what kind of object it is."""
 
 
 def with_jitter(seconds: float) -> float:
@@ -221,7 +222,7 @@ class Deliveries:
             image_id: Every object of this image; None for those that are parked.
             destination: To this destination alone; None for all.
             named: The destinations of the configuration, each with the kinds of objects that it
-                gets: nothing goes to others, and a new one gets the image's objects too. None for
+                gets: nothing else is sent, and a new one gets the image's objects too. None for
                 those alone that the objects had before, whether they are still named or not.
 
         Returns:
@@ -240,8 +241,10 @@ class Deliveries:
             where.append("destination = ?")
             values.append(destination)
         if named is not None:
-            where.append(f"destination IN ({', '.join('?' * len(named))})")
-            values += named
+            pairs = [(name, kind) for name, kinds in named.items() for kind in kinds]
+            marks = ", ".join(["(?, ?)"] * len(pairs)) or "(NULL, NULL)"
+            where.append(f"(destination, {_KIND}) IN (VALUES {marks})")
+            values += [value for pair in pairs for value in pair]
         with self.ledger.transaction() as now:
             if image_id is not None:
                 new = {
@@ -285,19 +288,23 @@ class Deliveries:
         )
         return {row["destination"]: row["n"] for row in rows}
 
-    def give_up(self, destination: str) -> int:
+    def give_up(self, destination: str, but: Sequence[str] = ()) -> int:
         """Forget what waits for a destination, for ever; how many objects.
 
         Args:
-            destination: One that is not named any more: nothing is sent to it meanwhile.
+            destination: Nothing is sent to it meanwhile.
+            but: Kinds of objects that it still gets; none where it is not named any more.
         """
+        marks = ", ".join("?" * len(but))
         with self.ledger.transaction() as now:
             count = now.execute(
-                "DELETE FROM outbox WHERE destination = ? AND state IN (?, ?, ?)",
-                (destination, QUEUED, SENDING, PARKED),
+                "DELETE FROM outbox WHERE destination = ? AND state IN (?, ?, ?)"
+                f" AND {_KIND} NOT IN ({marks})",
+                (destination, QUEUED, SENDING, PARKED, *but),
             ).rowcount
             if count:
-                self.ledger.event("given up", destination=destination, objects=count)
+                why = "kind" if but else "removed"
+                self.ledger.event("given up", destination=destination, objects=count, why=why)
         return count
 
     def give_up_expired(self) -> None:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 from deepcovid_edge.errors import DeepCovidEdgeError, NotAssessedError, require
 from deepcovid_edge.imaging.dicom.elements import BoundedStream, Elements, read_elements
-from deepcovid_edge.imaging.dicom.syntaxes import find_data_set
+from deepcovid_edge.imaging.dicom.syntaxes import DataSet, find_data_set
 
 _CHARACTER_SET = 0x00080005
 _SOP_CLASS, _SOP_UID, _STUDY_UID = 0x00080016, 0x00080018, 0x0020000D
@@ -20,7 +21,7 @@ _TAGS = (
     *(_CHARACTER_SET, _SOP_CLASS, _SOP_UID, _STUDY_UID, *_ACQUISITION_DATE, *_ACQUISITION_TIME),
     *(_ACCESSION, _NAME, _PATIENT_ID, _BIRTH_DATE, _MAKER, _MODEL, _STATION),
 )
-_LAST = 0x0020000D
+_BEHIND_LAST, _PIXELS = 0x0020000E, 0x7FE00000
 
 
 class NotTakenError(DeepCovidEdgeError):
@@ -80,15 +81,12 @@ def read_image_header(data: bytes) -> ImageHeader:
     """Read what is noted of a DICOM file.
 
     Raises:
-        NotTakenError: It cannot be read as DICOM, or has no SOP instance UID.
+        NotTakenError: It cannot be read as DICOM, or has no SOP instance UID before its pixels.
     """
     require("pydicom", extra="cart")
     try:
         found = find_data_set(data)
-        stream = BoundedStream.over(found)
-        elements = read_elements(
-            stream, lambda tag, _kind, _length: tag > _LAST, _TAGS, found.encoding
-        )
+        elements = _elements(found)
     except NotAssessedError as error:
         raise NotTakenError("parse", str(error)) from error
     except Exception as error:  # pydicom raises nearly anything on a broken header
@@ -96,10 +94,25 @@ def read_image_header(data: bytes) -> ImageHeader:
     return _header(elements, found.media_class, found.syntax)
 
 
+def _elements(found: DataSet) -> Elements:
+    """The elements that are noted.
+
+    Where a header is damaged behind the place of the last of them, these alone are read.
+    """
+    with suppress(Exception):  # pydicom raises nearly anything on a broken header
+        return _elements_before(_PIXELS, found)
+    return _elements_before(_BEHIND_LAST, found)
+
+
+def _elements_before(end: int, found: DataSet) -> Elements:
+    stream = BoundedStream.over(found)
+    return read_elements(stream, lambda tag, _kind, _length: tag >= end, _TAGS, found.encoding)
+
+
 def _header(elements: Elements, media_class: str, syntax: str) -> ImageHeader:
     sop_uid = elements.text(_SOP_UID)
     if not sop_uid:
-        raise NotTakenError("uid", "the data set has no SOP instance UID")
+        raise NotTakenError("uid", "no SOP instance UID stands before the pixels")
     return ImageHeader(
         sop_class=elements.text(_SOP_CLASS) or media_class,
         sop_uid=sop_uid,

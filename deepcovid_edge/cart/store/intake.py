@@ -194,17 +194,20 @@ class Intake:
         else:
             taken = Taken(known["id"], is_new=False, same_bytes=True)
             if known["is_lost"]:
-                self._receive_again(known["id"], image)
+                self._receive_again(known["id"], image, arrival)
         self._note_arrival(taken, arrival)
         return taken
 
-    def _receive_again(self, image_id: int, image: _Image) -> None:
-        """Have an image whose file is back assessed again."""
+    def _receive_again(self, image_id: int, image: _Image, arrival: Arrival) -> None:
+        """Have an image whose file is back assessed again, as one that came now."""
         with self.ledger.transaction() as now:
             now.execute(
-                "UPDATE image SET state = ?, tries = 0, reason = NULL, settled_utc = NULL"
-                " WHERE id = ?",
-                (RECEIVED, image_id),
+                "UPDATE image SET state = ?, tries = 0, reason = NULL, settled_utc = NULL,"
+                " source = ?, received_utc = ?, boot_id = ?, clock_ok = ? WHERE id = ?",
+                (
+                    *(RECEIVED, arrival.source, now_utc(), boot_id(), clock_is_plausible()),
+                    image_id,
+                ),
             )
         self._note_who(image_id, image)
 

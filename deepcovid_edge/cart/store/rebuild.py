@@ -57,6 +57,7 @@ _IMAGE = (
     *("bytes", "source", "received_utc", "boot_id", "clock_ok", "reason", "settled_utc"),
 )
 _RESULT = ("image_id", "model_sha256", "site_sha256", "decision", "record", "made_utc")
+_ARRIVAL = ("image_id", "at_utc", "source", "peer", "ae_title", "same_bytes")
 """Columns of every version of the ledger."""
 _ANSWERED = (
     f"state = '{EXPIRED}' OR (state IN ('{ASSESSED}', '{NOT_ASSESSED}') AND NOT "
@@ -134,14 +135,14 @@ def rebuild(ledger: Ledger, spool: Spool, copy: Path | None = None) -> int:
 
 
 def _note_expired(ledger: Ledger, spool: Spool, copy: Path) -> None:
-    """Note images that were answered before their files were deleted, with their results.
+    """Note images that were answered before their files were deleted: results, arrivals.
 
     One whose answer a destination may lack is not noted: it is assessed if it comes again.
     """
     address = f"{copy.absolute().as_uri()}?mode=ro"
     with contextlib.closing(sqlite3.connect(address, uri=True)) as night, ledger.transaction():
         night.row_factory = sqlite3.Row
-        count = 0
+        noted = set[int]()
         for row in night.execute(f"SELECT {', '.join(_IMAGE)} FROM image WHERE {_ANSWERED}"):
             if spool.image(row["content_sha256"], row["suffix"]).exists():
                 continue
@@ -149,9 +150,12 @@ def _note_expired(ledger: Ledger, spool: Spool, copy: Path) -> None:
             results = f"SELECT {', '.join(_RESULT)} FROM result WHERE image_id = ? ORDER BY id"
             for result in night.execute(results, (row["id"],)):
                 ledger.insert("result", {**result})
-            count += 1
-        if count:
-            ledger.event("expired before", images=count, copy=copy.name)
+            noted.add(row["id"])
+        for arrival in night.execute(f"SELECT {', '.join(_ARRIVAL)} FROM arrival ORDER BY id"):
+            if arrival["image_id"] in noted:
+                ledger.insert("arrival", {**arrival})
+        if noted:
+            ledger.event("expired before", images=len(noted), copy=copy.name)
 
 
 def catch_up(ledger: Ledger, spool: Spool) -> int:

@@ -43,8 +43,6 @@ _NO_REPORT = (
     "image.sop_uid != '' AND NOT EXISTS (SELECT 1 FROM result JOIN object"
     " ON object.result_id = result.id WHERE result.image_id = image.id AND object.kind = 'sr')"
 )
-ALIVE_KEY = "work alive"
-"""Of the table `meta`: when the worker last said that it runs, seconds since 1970."""
 ASSESSOR_KEY, HAS_NONE = "work assessor", "none"
 """Of the table `meta`: key, and its value while no assessor can be started. A person may end the
 alert meanwhile; that starts none."""

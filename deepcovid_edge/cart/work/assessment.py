@@ -137,12 +137,13 @@ class Assessor:
     ) -> Mapping[str, Sequence[Callable[[], bytes]]]:
         """Kind -> what builds the object, and what builds one with less in it."""
         from deepcovid_edge.cart.objects.capture import build_capture
+        from deepcovid_edge.cart.objects.common import local_time
         from deepcovid_edge.cart.objects.facts import Facts
         from deepcovid_edge.cart.objects.report import build_report
         from deepcovid_edge.cart.objects.source import SourceImage
 
         source = SourceImage.read(request.path)
-        made = datetime.fromisoformat(request.made).astimezone()
+        made = local_time(datetime.fromisoformat(request.made).astimezone(), source)
         facts = Facts(made, request.content_sha256, self._cart_id, station=platform.node())
         report = partial(build_report, facts=facts, sr_class=self.settings.report)
         without_regions = replace(prediction, regions=None)

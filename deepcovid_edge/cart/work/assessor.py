@@ -15,6 +15,7 @@ from deepcovid_edge.backends.settings import is_address
 from deepcovid_edge.cart.config import CartConfig
 from deepcovid_edge.cart.store.images import BuiltObject, ClaimedImage, Settled
 from deepcovid_edge.cart.store.spool import SpoolFullError
+from deepcovid_edge.cart.toml_tables import settings_text
 from deepcovid_edge.device.child_process import Patience, StalledError, end, ending_with_this
 from deepcovid_edge.errors import (
     BackendUnavailableError,
@@ -76,14 +77,14 @@ class AssessorProcess(Closing):
         site: Path | None,
         waiting: Callable[[], None] = lambda: None,
     ) -> None:
-        self.model, self.site, self._config, self._waiting = model, site, config, waiting
+        self.model, self.site, self._waiting = model, site, waiting
         self._seconds = config.cart.assess_seconds
         self._is_remote = is_address(config.cart.backend)
         self._process = subprocess.Popen(
             ending_with_this(
                 [
                     *(sys.executable, "-m", "deepcovid_edge.cart.work.assessor_child"),
-                    *(str(config.path), model, str(site or "")),
+                    *(settings_text(config.cart), model, str(site or "")),
                 ]
             ),
             stdin=subprocess.PIPE,

@@ -1,7 +1,9 @@
 """The process that assesses: a crash of a decoder or of a GPU's driver ends this one alone.
 
-It reads one line of JSON for each image from standard input and answers with one line. Its first
-line says that the model is loaded, with what every record has in common, or why it is not.
+Its arguments are the settings of the worker, the model and its site file: the configuration may
+have been changed meanwhile. It reads one line of JSON for each image from standard input and
+answers with one line. Its first line says that the model is loaded, with what every record has in
+common, or why it is not.
 """
 
 from __future__ import annotations
@@ -14,8 +16,9 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, TextIO
 
-from deepcovid_edge.cart.config import CartConfig, read_config
+from deepcovid_edge.cart.config import CartSettings
 from deepcovid_edge.cart.store.spool import FULL, Spool
+from deepcovid_edge.cart.toml_tables import read_settings
 from deepcovid_edge.cart.work.assessment import AssessmentRequest, Assessor
 from deepcovid_edge.cart.work.self_test import check_assessor
 from deepcovid_edge.decision.record import Prediction
@@ -33,13 +36,12 @@ from deepcovid_edge.model import Model
 
 
 @contextmanager
-def loaded_assessor(config: CartConfig, model: str, site: Path | None) -> Iterator[Assessor]:
+def loaded_assessor(settings: CartSettings, model: str, site: Path | None) -> Iterator[Assessor]:
     """An assessor with a model as the configuration says, tested on drawn images.
 
     Raises:
         DeepCovidEdgeError: It cannot be loaded (see `Model`), or the self-test failed.
     """
-    settings = config.cart
     with ExitStack() as opened:
         loaded = opened.enter_context(
             Model(model, variant=settings.variant, backend=settings.backend, site=site, workers=1)
@@ -60,11 +62,13 @@ def main() -> None:
     set_up()
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # what libraries print is no answer
-    config, model, site = Path(sys.argv[1]), sys.argv[2], sys.argv[3]
+    settings, model, site = sys.argv[1:4]
     with ExitStack() as opened:
         try:
             assessor = opened.enter_context(
-                loaded_assessor(read_config(config), model, Path(site) if site else None)
+                loaded_assessor(
+                    read_settings(CartSettings, settings), model, Path(site) if site else None
+                )
             )
         except (DeepCovidEdgeError, OSError, MemoryError) as error:
             _answer(answers, {"failed": type(error).__name__, "why": one_line(error)})

@@ -22,10 +22,11 @@ from deepcovid_edge.cart.alerts import AlertCode
 from deepcovid_edge.cart.config import CartConfig
 from deepcovid_edge.cart.model_pointer import ModelChoice, model_in_use, note_running
 from deepcovid_edge.cart.store.clock import now_utc
+from deepcovid_edge.cart.store.heartbeat import WORKER, Heartbeat
 from deepcovid_edge.cart.store.images import ClaimedImage, Images, Settled
 from deepcovid_edge.cart.store.ledger import Ledger, LedgerBusyError, LedgerFullError
 from deepcovid_edge.cart.store.rebuild import RECORD_NAME, settled_text
-from deepcovid_edge.cart.store.schema import ALIVE_KEY, ASSESSOR_ALERT, ASSESSOR_KEY, HAS_NONE
+from deepcovid_edge.cart.store.schema import ASSESSOR_ALERT, ASSESSOR_KEY, HAS_NONE
 from deepcovid_edge.cart.store.spool import Spool, SpoolFullError
 from deepcovid_edge.cart.work.assessor import (
     AssessorCrashedError,
@@ -50,7 +51,6 @@ _MOST_TRIES = 10
 times that a server which was there gave no answer for it."""
 _FINISH_SECONDS = 5.0
 """Longest wait for the image in work once the cart is to stop; then it is given back."""
-_ALIVE_SECONDS = 5.0
 
 
 class Worker(Closing):
@@ -86,7 +86,8 @@ class Worker(Closing):
         self._crashes: Counter[int] = Counter()
         self._unanswered: Counter[int] = Counter()
         self._failures = 0
-        self._alive = self._fed = 0.0
+        self._heart = Heartbeat(ledger, WORKER)
+        self._fed = 0.0
         self._beat = beat_seconds()
 
     def run(self) -> None:
@@ -123,11 +124,8 @@ class Worker(Closing):
             self._must_release = False
 
     def _note_alive(self) -> None:
-        if time.monotonic() - self._alive < _ALIVE_SECONDS:
-            return
-        self._alive = time.monotonic()
-        self.ledger.set_meta(ALIVE_KEY, f"{time.time():.0f}")
-        notify(f"STATUS=Images that wait: {self.images.waiting()}")
+        if self._heart.beat():
+            notify(f"STATUS=Images that wait: {self.images.waiting()}")
 
     def _feed_watchdog(self) -> None:
         """Tell systemd that the loop turns: every wait within it has an end of its own."""

@@ -23,6 +23,7 @@ from deepcovid_edge.cart.send.outbox import Outbox
 from deepcovid_edge.cart.send.stow import StowSender
 from deepcovid_edge.cart.store import deliveries as deliveries_module
 from deepcovid_edge.cart.store.deliveries import Deliveries, Delivery
+from deepcovid_edge.errors import NotThereError
 
 DICOM_WEB = Path("/usr/share/orthanc/plugins/libOrthancDicomWeb.so")
 needs_dicom_web = pytest.mark.skipif(
@@ -64,6 +65,7 @@ class Service:
         self.status, self.body, self.port = 200, b"{}", 0
         self.parts: list[bytes] = []
         self.kinds: list[str] = []
+        self.location = ""
         self.seconds = 0.0
 
 
@@ -76,6 +78,9 @@ def service() -> Iterator[Service]:
 
         def do_POST(self) -> None:
             assert self.path == "/dicom-web/studies"
+            if not int(self.headers["Content-Length"]):
+                self._answer()
+                return
             kind = str(self.headers["Content-Type"])
             found.kinds.append(kind)
             mark = re.search(r"boundary=(\w+)", kind)
@@ -92,6 +97,8 @@ def service() -> Iterator[Service]:
             time.sleep(found.seconds)
             self.send_response(found.status)
             self.send_header("Content-Length", str(len(found.body)))
+            if found.location:
+                self.send_header("Location", found.location)
             self.end_headers()
             self.wfile.write(found.body)
 
@@ -128,6 +135,7 @@ CASES: list[tuple[int, dict[str, list[tuple[str, int | None]]], str, str]] = [
     (409, {"failed": [("own", 0x0111)]}, "sent", "0x0111"),
     (409, {"failed": [("own", None)]}, "transient", "without a reason"),
     (409, {}, "transient", "409"),
+    (301, {}, "transient", "redirect, which is not followed: correct url"),
     (400, {}, "transient", "bad request"),
     (401, {}, "transient", "not authorised"),
     (413, {}, "permanent", "too large"),
@@ -173,6 +181,57 @@ def test_a_service_that_answers_and_stores_nothing_is_not_said_to_be_silent(
             wait_until(lambda: alerts(store) == {"waits:pacs": "destination_fails"}, 10)
         finally:
             outbox.stop()
+
+
+@pytest.mark.parametrize(
+    ("status", "location", "words"),
+    [
+        (200, "", None),
+        (400, "", None),
+        (409, "", None),
+        (404, "", "HTTP 404 no such service"),
+        (
+            308,
+            "https://u:p@pacs.example/web/studies?key=1",
+            " to https://pacs.example/web/studies,",
+        ),
+        (302, "/login\u00e9", "HTTP 302 redirect to /login, which is not followed: correct url"),
+        (301, "", "HTTP 301 redirect, which is not followed: correct url"),
+        (302, "http://[", "HTTP 302 redirect, which is not followed: correct url"),
+        (500, "", "HTTP 500 server error"),
+        (502, "", "HTTP 502 bad gateway"),
+        (504, "", "HTTP 504 gateway timeout"),
+    ],
+)
+def test_a_service_that_takes_nothing_is_not_said_to_be_right(
+    status: int, location: str, words: str | None
+) -> None:
+    with service() as web:
+        web.status, web.location = status, location
+        if words is None:
+            assert "it answers" in sender_to(web.port).echo()
+            return
+        with pytest.raises(NotThereError) as caught:
+            sender_to(web.port).echo()
+    assert words in str(caught.value)
+    assert not {"u:p", "key"} & set(re.split(r"[/?=@]", str(caught.value)))
+
+
+def test_a_redirect_is_said_to_be_a_rejection(store: Store) -> None:
+    fill(store, kinds=["sr"])
+    with service() as web:
+        web.status, web.location = 301, "https://127.0.0.1/dicom-web/studies"
+        goal = Destination("pacs", url=f"http://127.0.0.1:{web.port}/dicom-web")
+        config = config_for(store, goal)
+        outbox = Outbox(config, store.ledger, store.spool, timeouts=SHORT, waits=WAITS)
+        outbox.start()
+        try:
+            wait_until(lambda: alerts(store) == {"rejects cart:pacs": "destination_rejects"}, 10)
+        finally:
+            outbox.stop()
+        (alert,) = store.ledger.rows("SELECT detail FROM alert")
+    status = json.loads(alert["detail"])["status"]
+    assert status == "HTTP 301 redirect, which is not followed: correct url"
 
 
 @pytest.mark.parametrize("body", [b"", b"[]", b"no json", b"[1]", b'{"00081199": 5}', b"[" * 9999])

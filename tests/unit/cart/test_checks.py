@@ -200,3 +200,17 @@ def test_a_watched_folder_that_is_not_there_has_a_fix(folder: Path) -> None:
     one = found(folder, {"folders": (missing,)}, {}, ())
     assert one[f"folder {missing}"].mark == "FAIL"
     assert "make it or mount it, or correct receive.folders" in one[f"folder {missing}"].detail
+
+
+@pytest.mark.parametrize(
+    ("commitment", "ports", "warns"),
+    [(True, (None, None), True), (True, (None, 104), False), (False, (None,), False)],
+)
+def test_storage_commitment_that_nobody_can_be_told_of_is_named(
+    folder: Path, commitment: bool, ports: tuple[int | None, ...], warns: bool
+) -> None:
+    peers = tuple(Peer(f"C{at}", "127.0.0.1", port) for at, port in enumerate(ports))
+    told = found(folder, {"commitment": commitment}, {}, peers).get("receive.commitment")
+    assert (told is not None and told.mark == "warn") == warns
+    if told:
+        assert told.detail.startswith("no [[peer]] has a port, so every request is refused: give")

@@ -320,3 +320,31 @@ def test_the_cart_listens_to_peers_and_to_answers_about_storage_commitment(
     assert bool(config.peers) is peer
     assert [one.name for one in config.committing] == (["pacs"] if commitment else [])
     assert config.listens is listens
+
+
+@pytest.mark.parametrize(
+    ("receive", "page", "is_right"),
+    [
+        ("127.0.0.1", "127.0.0.1", False),
+        ("0.0.0.0", "127.0.0.1", False),
+        ("::", "127.0.0.1", False),
+        ("192.168.1.10", "127.0.0.1", True),
+    ],
+)
+def test_the_page_and_the_receiver_have_a_port_each(
+    tmp_path: Path, receive: str, page: str, is_right: bool
+) -> None:
+    text = FIRST.replace("port = 8080", "port = 11112")
+    text = text.replace('host = "127.0.0.1"\nport = 11112', f'host = "{receive}"\nport = 11112', 1)
+    message = (
+        rf"page\.port: got 11112 at {page}, and receive\.port is the same at {receive}; expected"
+    )
+    with nullcontext() if is_right else pytest.raises(UsageError, match=message):
+        read(tmp_path, text)
+
+
+def test_a_cart_that_only_watches_folders_has_no_port_that_the_page_could_take(
+    tmp_path: Path,
+) -> None:
+    keys = '[cart]\nspool = "s"\n[receive]\nfolders = ["in"]\n[page]\nport = 11112\n'
+    assert not read(tmp_path, keys).listens

@@ -34,12 +34,13 @@ from pydicom.dataset import Dataset
 
 from deepcovid_edge.cart.objects.facts import Facts, not_assessed_text, object_uid
 from deepcovid_edge.cart.objects.report import ReportClass, build_report
-from deepcovid_edge.cart.objects.source import SourceImage
+from deepcovid_edge.cart.objects.source import SECONDARY_CAPTURE, SourceImage
 from deepcovid_edge.cart.objects.uids import device_uid
 from deepcovid_edge.imaging.dicom.syntaxes import IMPLICIT
 from deepcovid_edge.reasons import Reason, WarningCode
 
 CLASSES: list[ReportClass] = ["comprehensive", "comprehensive3d"]
+CR, DX = "1.2.840.10008.5.1.4.1.1.1", "1.2.840.10008.5.1.4.1.1.1.1"
 MULTI_FRAME = "1.2.840.10008.5.1.4.1.1.7.3"
 PRIVATE, RETIRED = "1.3.6.1.4.1.99999.1.2", "1.2.840.10008.5.1.4.1.1.6"
 
@@ -182,6 +183,14 @@ def test_regions_of_an_image_with_frames_name_the_frame(tmp_path: Path) -> None:
     for region in (item for item in items(report) if item.ValueType == "SCOORD"):
         image = region.ContentSequence[0].ReferencedSOPSequence[0]
         assert image.ReferencedFrameNumber == 1
+
+
+@pytest.mark.parametrize("sop_class", [CR, DX, SECONDARY_CAPTURE])
+def test_regions_of_a_class_without_frames_name_none(sop_class: str, tmp_path: Path) -> None:
+    """Some devices state one frame all the same."""
+    path = make_image(tmp_path, SOPClassUID=sop_class, NumberOfFrames="1")
+    report = read(build_report(SourceImage.read(path), prediction(POSITIVE), FACTS))
+    assert "ReferencedFrameNumber" not in {element.keyword for element in report.iterall()}
 
 
 def test_the_image_is_listed_as_evidence(source: SourceImage) -> None:
@@ -329,6 +338,7 @@ def test_dciodvfy_finds_no_error(
     "elements",
     [
         {"SOPClassUID": MULTI_FRAME, "NumberOfFrames": "1"},
+        {"SOPClassUID": CR, "NumberOfFrames": "1"},
         {"PatientOrientation": ["F", "R"], "TimezoneOffsetFromUTC": "-0300"},
         dict.fromkeys(["PatientName", "PatientID", "StudyDate", "StudyInstanceUID", "Modality"]),
     ],

@@ -246,6 +246,27 @@ def test_private_elements_stay_behind(tmp_path: Path) -> None:
     assert b"secret" not in build_report(source, prediction(POSITIVE), FACTS)
 
 
+@pytest.mark.parametrize(
+    "element",
+    [
+        b"\x09\0\x01\x10??\x04\0abcd",
+        b"\x09\0\x01\x10\0\0\x04\0abcd",
+        b"\x09\0\x01\x10OX\0\0\x04\0\0\0abcd",
+        b"\xfe\xff\xdd\xe0\0\0\0\0",
+    ],
+    ids=["no representation", "zeros", "one to come", "end of no sequence"],
+)
+def test_an_odd_element_before_the_patient_costs_neither_patient_nor_study(
+    element: bytes, tmp_path: Path
+) -> None:
+    path = make_image(tmp_path, raw={NAME: ("PN", b"Test^Case ")})
+    whole, plain = path.read_bytes(), SourceImage.read(path)
+    at = whole.index(b"\x10\0\x10\0PN")
+    path.write_bytes(whole[:at] + element + whole[at:])
+    assert NAME in plain.copied
+    assert SourceImage.read(path) == plain
+
+
 def test_a_header_that_breaks_off_gives_what_it_has(tmp_path: Path) -> None:
     path = make_image(tmp_path)
     whole = path.read_bytes()

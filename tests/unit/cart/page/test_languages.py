@@ -37,6 +37,13 @@ def test_every_text_says_something_and_has_its_values(language: str) -> None:
 
 
 @pytest.mark.parametrize("language", LANGUAGES)
+def test_how_many_files_go_together_is_said_as_a_number(language: str) -> None:
+    t = catalogue(language)
+    assert "16" in t("upload.hint", files=16, most=64)
+    assert "16" in t("error.files", files=16)
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
 def test_no_text_speaks_of_a_percentage_or_breaks_out_of_the_page(language: str) -> None:
     for text in catalogue(language).words.values():
         assert "%" not in text

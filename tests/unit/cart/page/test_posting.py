@@ -126,6 +126,18 @@ def test_files_for_which_there_is_no_room_are_named(
         assert "Not taken: 2.dcm. Other files taken: 1." in answer.text
 
 
+def test_too_many_files_are_said_to_be_so(tmp_path: Path) -> None:
+    with served(filled(tmp_path)) as found:
+        home = found.reader.get("/")
+        assert "At most 16 files and" in home.text
+        files = dict.fromkeys(map(str, range(17)), b"no image")
+        answer = found.reader.upload(home.token(), files)
+        assert answer.status == 400
+        assert "At most 16 files go together. None was taken." in answer.text
+        del files["0"]
+        assert "neither DICOM nor a picture" in found.reader.upload(home.token(), files).text
+
+
 def test_a_sender_that_goes_away_is_no_fault(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

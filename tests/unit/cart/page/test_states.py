@@ -7,6 +7,7 @@ import re
 import socket
 import time
 from collections.abc import Iterator
+from datetime import datetime, timedelta, timezone
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -15,11 +16,16 @@ import pytest
 from cart_page import CONSOLE, HOSTILE, drawn_image, filled, put, served
 from cart_peers import HOST
 from cart_store import open_store
+from click.testing import CliRunner
 
 from deepcovid_edge.cart.alerts import AlertCode, UnknownCode
+from deepcovid_edge.cart.commands import command
 from deepcovid_edge.cart.page import health, images
 from deepcovid_edge.cart.page.changes import LOOK_SECONDS
+from deepcovid_edge.cart.page.statistics import read_statistics
+from deepcovid_edge.cart.store.heartbeat import ALIVE_SECONDS, RECEIVER, WORKER
 from deepcovid_edge.cart.store.ledger import Ledger, LedgerBusyError, LedgerDamagedError
+from deepcovid_edge.cart.store.retention import RetentionSettings, delete_old
 from deepcovid_edge.cart.store.schema import ASSESSOR_KEY, HAS_NONE, IMAGE_STATES
 
 PAGES = ("/", "/image/1", "/alerts", "/statistics", "/audit", "/metrics", "/readyz")
@@ -51,6 +57,33 @@ def test_an_image_without_a_result_yet_has_a_page(tmp_path: Path) -> None:
             assert "WAITING" in answer.text
             assert found.reader.get("/").status == 200
             store.images.claim()
+
+
+def test_an_image_that_comes_again_after_its_days_stands_first_with_its_new_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(images, "PAGE_ROWS", 2)
+    with open_store(tmp_path / "spool") as store:
+        for number in range(1, 6):
+            put(store, number, "negative", picture=False)
+        with store.ledger.transaction() as now:
+            now.execute("UPDATE outbox SET state = 'sent'")
+            old = "2026-01-01T10:00:00.000+00:00"
+            now.execute("UPDATE image SET received_utc = ?, settled_utc = ?", (old, old))
+            now.execute("UPDATE arrival SET at_utc = ?", (old,))
+        assert delete_old(store.ledger, store.spool, RetentionSettings(0, 0)) == 5
+        assert put(store, 2, "negative", picture=False) == 2
+        pages, before = list[list[int]](), None
+        for _ in range(3):
+            listed = images.list_images(store.ledger, store.spool, before)
+            pages.append([row.image_id for row in listed.rows])
+            before = listed.older
+        first = images.list_images(store.ledger, store.spool).rows[0]
+        found = read_statistics(store.ledger)
+    assert (pages, before) == ([[2, 5], [4, 3], [1]], None)
+    assert datetime.now(timezone.utc) - datetime.fromisoformat(first.received) < timedelta(hours=1)
+    assert found.times[1].seconds[99] < 60
+    assert sum(day.total for day in found.days) == 1
 
 
 def test_an_alert_of_another_version_has_a_sentence_and_a_fix(tmp_path: Path) -> None:
@@ -99,6 +132,32 @@ def test_a_cart_whose_model_cannot_be_loaded_is_not_ready(tmp_path: Path, code: 
         assert "assessor_alive 0" in found.reader.get("/metrics").text
         store.ledger.clear_alert("assessor")
         assert found.reader.get("/readyz").status == 200
+
+
+@pytest.mark.parametrize(
+    ("key", "obstacle", "part", "code"),
+    [
+        (RECEIVER, "receiver", "images", AlertCode.RECEIVER_STOPPED),
+        (WORKER, "assessor", "assessor", AlertCode.WORKER_STOPPED),
+    ],
+)
+def test_a_role_that_does_not_run_is_told_by_all_who_are_asked(
+    tmp_path: Path, key: str, obstacle: str, part: str, code: AlertCode
+) -> None:
+    with served(filled(tmp_path)) as found, open_store(tmp_path / "spool") as store:
+        assert code.sentence not in found.reader.get("/alerts").text.partition("<details>")[0]
+        store.ledger.set_meta(key, f"{time.time() - 2 * ALIVE_SECONDS:.0f}")
+        answer = found.reader.get("/readyz")
+        assert (answer.status, json.loads(answer.data)["obstacles"]) == (503, [obstacle])
+        lights = {one.part: one for one in health.lights(found.config, store.ledger, store.spool)}
+        assert (lights[part].state, lights[part].word) == (health.BAD, "light.stopped")
+        assert code.sentence in found.reader.get("/alerts").text.partition("<details>")[0]
+        metrics = found.reader.get("/metrics").text
+        assert f'cart_alerts{{code="{code.code}"}} 1.0' in metrics
+        assert f"{obstacle}_alive 0.0" in metrics
+        said = CliRunner().invoke(command, ["status", str(found.config.path)]).output
+        assert f"Alert `{code.code}` since" in said
+        assert "(process: cart " in said
 
 
 @pytest.mark.parametrize(

@@ -104,6 +104,33 @@ def test_many_small_messages_without_an_answer_are_refused(
     assert read_pdu(connection) == 0
 
 
+@pytest.mark.parametrize("kind", [5, 7])
+def test_who_has_released_or_aborted_counts_only_while_something_is_owed(
+    pair: tuple[socket.socket, Connection], kind: int
+) -> None:
+    far, connection = pair
+    far.sendall(pdu(4, 10) + pdu(kind, 4))
+    read_pdu(connection)
+    connection.message_is_whole()
+    read_pdu(connection)
+    assert connection.is_live, "it is still to be answered"
+    connection.answered()
+    assert not connection.is_live
+    assert connection.has_thread
+
+
+def test_who_is_gone_within_a_message_counts_while_its_thread_goes_on(
+    pair: tuple[socket.socket, Connection],
+) -> None:
+    """What came of the message is still held."""
+    far, connection = pair
+    far.sendall(pdu(4, 10))
+    read_pdu(connection)
+    far.close()
+    assert not connection.read(6)
+    assert connection.is_live
+
+
 def test_a_connection_that_was_cut_gives_what_came(pair: tuple[socket.socket, Connection]) -> None:
     far, connection = pair
     far.sendall(pdu(4, 900)[:300])

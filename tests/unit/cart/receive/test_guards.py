@@ -18,11 +18,11 @@ import pytest
 
 pytest.importorskip("pynetdicom", reason="the cart needs extra cart")
 from cart_peers import HOST, wait_until
-from pynetdicom import AE, _config, dul, transport
+from pynetdicom import _config, dul, transport
 from receiving_cart import CR, association_request, p_data
 
 from deepcovid_edge.cart.receive.connections import Connection, Limits
-from deepcovid_edge.cart.receive.guards import Guard, guarded_server, plain_address
+from deepcovid_edge.cart.receive.guards import Guard, guarded_entity, guarded_server, plain_address
 
 LIMITS = Limits(set_up_seconds=1.0, crowded_seconds=0.5)
 Reports = list[tuple[str, str, int, str]]
@@ -41,7 +41,7 @@ class Running:
         self.guard = Guard(
             named, limits, lambda *what: self.reports.append(what), tls=tls, report_seconds=60
         )
-        entity = AE("CART")
+        entity = guarded_entity()("CART")
         entity.add_supported_context(CR)
         entity.maximum_associations = limits.associations
         entity.acse_timeout = limits.set_up_seconds
@@ -187,6 +187,21 @@ def test_places_are_counted_by_living_threads(running: Running) -> None:
     for _ in range(30):
         socket.create_connection((HOST, running.port), 5).close()
     wait_until(running.serves, 10, what="an honest peer is served")
+
+
+def test_who_has_released_may_come_again_at_once() -> None:
+    """Threads of pynetdicom go on for some milliseconds; no limit counts them."""
+    with Running(Limits(per_address=1, associations=1)) as running:
+        assert [running.serves() for _ in range(20)] == [True] * 20
+
+
+def test_associations_that_stay_open_count(running: Running) -> None:
+    with contextlib.ExitStack() as stack:
+        for _ in range(running.guard.limits.per_address):
+            sock = stack.enter_context(socket.create_connection((HOST, running.port), 5))
+            sock.sendall(association_request())
+            assert sock.recv(4096)[:1] == b"\2"
+        assert not running.serves()
 
 
 def test_who_is_stuck_gives_way_to_who_asks(running: Running) -> None:

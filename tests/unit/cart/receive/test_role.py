@@ -17,6 +17,7 @@ from deepcovid_edge.cart.alerts import AlertCode
 from deepcovid_edge.cart.config import CartConfig, CartSettings, ReceiveSettings
 from deepcovid_edge.cart.receive import folder
 from deepcovid_edge.cart.receive.role import receive
+from deepcovid_edge.cart.store.heartbeat import RECEIVER, runs
 from deepcovid_edge.cart.store.ledger import Ledger
 
 GONE = (AlertCode.FOLDER_GONE, AlertCode.FILES_UNREAD, AlertCode.IMAGE_TOO_LARGE)
@@ -46,6 +47,16 @@ def receiving(config: CartConfig) -> Iterator[threading.Thread]:
         stop.set()
         thread.join(10)
         assert not thread.is_alive()
+
+
+def test_a_cart_that_only_watches_folders_says_that_its_receiver_runs(config: CartConfig) -> None:
+    with receiving(config):
+        wait_until(lambda: receiver_runs(config.cart.spool), what="a sign of life")
+
+
+def receiver_runs(spool: Path) -> bool:
+    with Ledger(spool, read_only=True) as ledger:
+        return runs(ledger, RECEIVER)
 
 
 def images_of(spool: Path) -> int:

@@ -145,6 +145,23 @@ def test_what_is_no_image_is_refused(store: Store, data: bytes) -> None:
     assert caught.value.kind == "parse"
 
 
+def test_an_image_whose_elements_are_out_of_order_is_taken(store: Store) -> None:
+    data = make_image(3)
+    start, rows = file_meta_end(data), data.index(b"\x28\0\x02\0US")
+    pixels = data.index(b"\xe0\x7f\x10\0OW")
+    data = data[:start] + data[rows:pixels] + data[start:rows] + data[pixels:]
+    store.intake.take_file(data, name="x", arrival=FOLDER)
+    assert store.states() == ["received"]
+
+
+def test_an_image_that_is_damaged_behind_its_patient_is_taken(store: Store) -> None:
+    data = make_image(3)
+    at = data.index(b"\x28\0\x02\0US")
+    damaged = b"\x21\0\x01\0SQ\0\0\xff\xff\xff\xff" + b"?" * 64
+    store.intake.take_file(data[:at] + damaged + data[at:], name="x", arrival=FOLDER)
+    assert store.states() == ["received"]
+
+
 @pytest.mark.filterwarnings("ignore:Invalid value for VR UI")
 def test_a_uid_that_is_a_path_names_no_file(store: Store) -> None:
     store.take(3, SOPInstanceUID="../../../../elsewhere/x")

@@ -11,6 +11,8 @@ import pytest
 from cart_store import DESTINATIONS, Store, open_store, record
 
 from deepcovid_edge.cart.config import CartSettings
+from deepcovid_edge.cart.page.images import find_image, list_images
+from deepcovid_edge.cart.store.backup import back_up
 from deepcovid_edge.cart.store.images import Settled
 from deepcovid_edge.cart.store.ledger import LEDGER_NAME
 from deepcovid_edge.cart.store.opening import open_store as open_as_a_role
@@ -76,6 +78,30 @@ def test_the_time_that_objects_state_is_that_of_the_new_ledger(tmp_path: Path) -
     assert states_after_loss(tmp_path) == ["assessed"]
     with open_store(tmp_path) as store:
         assert [row["made_utc"] for row in store.ledger.rows("SELECT * FROM result")] == [made]
+
+
+def test_images_of_the_copy_are_listed_by_when_they_came(tmp_path: Path) -> None:
+    with open_store(tmp_path) as store:
+        for number in range(2):
+            store.take(number)
+        store.take(0)
+        for _ in range(2):
+            store.assess(kinds=())
+        names = [content_of(store, number) for number in (1, 2)]
+        with store.ledger.transaction() as now:
+            now.execute("UPDATE image SET state = 'expired'")
+            now.execute("UPDATE arrival SET at_utc = '2026-12-0' || id || 'T10:00:00.000+00:00'")
+        for name in names:
+            store.spool.delete(name, ".dcm")
+        back_up(store.spool.folder, tmp_path / "backup", keep=1)
+    assert states_after_loss(tmp_path) == ["expired", "expired"]
+    with open_store(tmp_path) as store:
+        listed = list_images(store.ledger, store.spool).rows
+        shown = find_image(store.ledger, store.spool, 2)
+    days = [(row.image_id, row.received[:10]) for row in listed]
+    assert days == [(1, "2026-12-03"), (2, "2026-12-02")]
+    assert shown is not None
+    assert shown.row == listed[1]
 
 
 def lacks(*keys: str) -> Callable[[dict[str, Any]], object]:

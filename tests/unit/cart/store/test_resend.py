@@ -77,6 +77,18 @@ def test_an_image_s_results_go_to_new_destinations_and_not_to_removed_ones(
         assert [state for _, _, state, _ in rows(store)][2:] == ["queued"] * 3
 
 
+def test_kinds_that_a_destination_does_not_get_any_more_are_not_queued(
+    config: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with open_store(config.parent / "spool") as store, store.ledger.transaction() as now:
+        now.execute("UPDATE outbox SET destination = 'reports', state = 'parked'")
+    assert resend(config) == ExitCode.DONE
+    assert capsys.readouterr().out == "1 object is queued.\n"
+    assert resend(config, 1, "--to", "reports") == ExitCode.DONE
+    with open_store(config.parent / "spool") as store:
+        assert rows(store) == [("reports", "sc", "parked", 1), ("reports", "sr", "queued", 0)]
+
+
 def test_what_is_being_sent_is_not_queued_a_second_time(tmp_path: Path) -> None:
     with open_store(tmp_path) as store:
         image_id = store.take().image_id

@@ -10,11 +10,25 @@ from pathlib import Path
 import pytest
 from cart_store import Store, record
 
-from deepcovid_edge.cart.config import CartConfig, CartSettings, ReceiveSettings
+from deepcovid_edge.cart.config import CartConfig, CartSettings, ReceiveSettings, read_config
 from deepcovid_edge.cart.store.images import ClaimedImage
+from deepcovid_edge.cart.toml_tables import read_settings
 from deepcovid_edge.cart.work import assessor as module
 from deepcovid_edge.cart.work.assessor import AssessorCrashedError, AssessorProcess
 
+TEXT = """
+[cart]
+spool = "spool of a cart"
+model = "mine.onnx"
+site = "site.json"
+heatmap = "occlusion"
+budget = 2
+floor_share = 0.1
+keep_days = 7
+[receive]
+folders = ["in"]
+"""
+"""The model is a file beside it, and some keys are left out."""
 MADE = "2026-12-01T10:00:00.000+00:00"
 CHILD = f"""
 import json, sys, time
@@ -37,6 +51,27 @@ def started(tmp_path: Path, patched: pytest.MonkeyPatch, *how: object) -> Assess
     receive = ReceiveSettings(folders=(tmp_path / "in",))
     config = CartConfig(tmp_path / "cart.toml", CartSettings(tmp_path / "spool"), receive)
     return AssessorProcess(config, "model", None)
+
+
+def test_the_assessor_gets_the_settings_of_the_worker_and_no_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file that is being edited, or was moved, changes nothing before the next start."""
+    commands: list[list[str]] = []
+
+    def note(command: list[str]) -> list[str]:
+        commands.append(command)
+        return [sys.executable, "-c", CHILD, "0", ""]
+
+    monkeypatch.setattr(module, "ending_with_this", note)
+    (tmp_path / "cart.toml").write_text(TEXT)
+    config = read_config(tmp_path / "cart.toml")
+    (tmp_path / "cart.toml").write_text("[cart\n")
+    with AssessorProcess(config, "model", None):
+        *_, settings, model, site = commands[0]
+    assert read_settings(CartSettings, settings) == config.cart
+    assert (model, site) == ("model", "")
+    assert not any("cart.toml" in word for word in commands[0])
 
 
 @pytest.fixture

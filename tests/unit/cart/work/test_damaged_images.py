@@ -11,11 +11,11 @@ import pytest
 from cart_store import Store, record
 
 from deepcovid_edge.cart.config import CartConfig, CartSettings, Destination, ReceiveSettings
-from deepcovid_edge.cart.page.health import ALIVE_SECONDS, assessor_works
+from deepcovid_edge.cart.page.health import assessor_works
+from deepcovid_edge.cart.store.heartbeat import ALIVE_SECONDS, WORKER, Heartbeat
 from deepcovid_edge.cart.store.images import ClaimedImage, Settled
 from deepcovid_edge.cart.store.ledger import LedgerBusyError
 from deepcovid_edge.cart.store.rebuild import RECORD_NAME
-from deepcovid_edge.cart.store.schema import ALIVE_KEY
 from deepcovid_edge.cart.work.worker import Worker
 from deepcovid_edge.reasons import Reason
 
@@ -71,9 +71,9 @@ def test_the_worker_says_that_it_runs_while_it_waits_for_the_assessor(
     store: Store, worker: Worker
 ) -> None:
     """A model is loaded for minutes, and an image may take two."""
-    store.ledger.set_meta(ALIVE_KEY, f"{time.time() - 2 * ALIVE_SECONDS:.0f}")
+    store.ledger.set_meta(WORKER, f"{time.time() - 2 * ALIVE_SECONDS:.0f}")
     assert not assessor_works(store.ledger)
-    worker._alive = -100.0
+    worker._heart = Heartbeat(store.ledger, WORKER)
     worker._while_waiting()
     assert assessor_works(store.ledger)
 

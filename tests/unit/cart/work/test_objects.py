@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import io
 import platform
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +24,14 @@ from deepcovid_edge.cart.work.assessor_child import loaded_assessor
 from deepcovid_edge.cart.work.self_test import check_assessor
 from deepcovid_edge.errors import ModelFileError
 
+MADE = "2026-12-01T10:00:00.000+00:00"
 PRIVATE = "1.3.6.1.4.1.99999.1.2"
 
 
 @pytest.fixture(scope="module")
 def assessor(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Assessor]:
     config = write_config(tmp_path_factory.mktemp("cart"), 8080)
-    with loaded_assessor(config, config.cart.model, None) as loaded:
+    with loaded_assessor(config.cart, config.cart.model, None) as loaded:
         yield loaded
 
 
@@ -40,7 +42,7 @@ def fail(*_: object, **__: object) -> None:
 def assessed(assessor: Assessor, folder: Path, **elements: Any) -> dict[str, Any]:
     path = folder / "image.dcm"
     path.write_bytes(phantom_image(1, EXPLICIT, opacities=9, **elements))
-    return assessor.assess(AssessmentRequest(path, f"{1:064x}", is_dicom=True))
+    return assessor.assess(AssessmentRequest(path, f"{1:064x}", is_dicom=True, made=MADE))
 
 
 def objects(answer: dict[str, Any]) -> dict[str, Dataset]:
@@ -108,6 +110,33 @@ def test_objects_state_the_cart_by_its_own_number(assessor: Assessor, tmp_path: 
     made = objects(assessed(assessor, tmp_path))
     assert {one.DeviceSerialNumber for one in made.values()} == {assessor.spool.cart_id()}
     assert {one.StationName for one in made.values()} == {platform.node()[:16].strip()}
+
+
+@pytest.fixture
+def zone(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], None]]:
+    """Sets the time zone of the cart."""
+
+    def move(name: str) -> None:
+        monkeypatch.setenv("TZ", name)
+        time.tzset()
+
+    yield move
+    monkeypatch.undo()
+    time.tzset()
+
+
+@pytest.mark.parametrize("stated", [{}, {"TimezoneOffsetFromUTC": "+0900"}])
+def test_no_uid_stands_for_two_contents_after_the_time_zone_was_changed(
+    assessor: Assessor, tmp_path: Path, zone: Callable[[str], None], stated: dict[str, str]
+) -> None:
+    """An image that states its own offset has the same objects in every zone."""
+    found = []
+    for name in ("UTC0", "XXX-5:30"):
+        zone(name)
+        answer = assessed(assessor, tmp_path, **stated)
+        found.append({one["sop_uid"]: one["sha256"] for one in answer["objects"]})
+    here, there = found
+    assert (here == there) if stated else here.keys().isdisjoint(there)
 
 
 @pytest.mark.parametrize("elements", [{}, {"SOPClassUID": PRIVATE}])

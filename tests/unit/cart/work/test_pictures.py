@@ -27,7 +27,7 @@ ALL = {PICTURE, THUMBNAIL, MAP}
 @pytest.fixture(scope="module")
 def assessor(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Assessor]:
     config = write_config(tmp_path_factory.mktemp("cart"), 8080)
-    with loaded_assessor(config, config.cart.model, None) as loaded:
+    with loaded_assessor(config.cart, config.cart.model, None) as loaded:
         yield loaded
 
 
