@@ -6,8 +6,8 @@ One prepared image to its decision and its map on the network's input. All sides
 process on all cores, one image a round, with a pause before each side, as threads of the one before
 spin for some milliseconds. Ratios are taken round by round and their median is quoted. Ours comes
 with the logits of the same call, in FP32 and in INT8 for CPUs. `agreement` is the rank correlation
-of the maps: both peers cut off what speaks against the class before they lay the map on the input,
-so ours is cut for it too.
+of the maps: both peers cut off what speaks against the class, and lay the map on the input by
+bilinear interpolation. So this is done to ours for it too.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 
 from benchmarks import measure
@@ -65,8 +66,8 @@ def compare(files: dict[str, Path], images: Sequence[Pixels], rounds: int) -> di
         sides |= {f"activation_{variant}": ours(path, opened) for variant, path in files.items()}
         given = ((image,) for image in islice(cycle(images), rounds + 1))
         seconds = measure.in_turn(sides, given, pause=measure.PAUSE)
-        cut = ours(files["fp32"], opened, cut=True)
-        agreement = {name: agree(cut, sides[name], images) for name in peers}
+        alike = ours(files["fp32"], opened, as_peers=True)
+        agreement = {name: agree(alike, sides[name], images) for name in peers}
     return {
         "model": manifest.name,
         "missing": missing,
@@ -76,8 +77,8 @@ def compare(files: dict[str, Path], images: Sequence[Pixels], rounds: int) -> di
     }
 
 
-def ours(path: Path, opened: ExitStack, *, cut: bool = False) -> Side:
-    """Our maps; `cut` removes what speaks against the class."""
+def ours(path: Path, opened: ExitStack, *, as_peers: bool = False) -> Side:
+    """Our maps; with `as_peers` cut and interpolated as theirs."""
     settings = BackendSettings(threads=measure.CORES)
     backend = opened.enter_context(load_backend(path, backend="onnxruntime", settings=settings))
     manifest = backend.manifest
@@ -86,7 +87,10 @@ def ours(path: Path, opened: ExitStack, *, cut: bool = False) -> Side:
         found = backend.infer(image[None], activation_maps=True)
         assert found.activation_maps is not None
         own = found.activation_maps[0, manifest.positive_index]
-        return of_activation(np.maximum(own, 0) if cut else own, manifest.input).values
+        if as_peers:
+            resized: Pixels = cv2.resize(np.maximum(own, 0), image.shape[::-1])
+            return resized
+        return of_activation(own, manifest.input).values
 
     return explain
 

@@ -59,7 +59,7 @@ def captum_layer_grad_cam(network: Classifier, positive: int, *, threads: int) -
         torch.set_num_threads(threads)
         inputs = torch.from_numpy(image[None].astype(np.float32)).requires_grad_()
         found = layer.attribute(inputs, target=positive, relu_attributions=True)
-        shown = LayerAttribution.interpolate(found, image.shape, interpolate_mode="bicubic")
+        shown = LayerAttribution.interpolate(found, image.shape, interpolate_mode="bilinear")
         values: Pixels = shown[0, 0].detach().numpy()
         return values
 

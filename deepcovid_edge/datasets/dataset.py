@@ -4,7 +4,7 @@ Accepted layouts (`layouts` says how each is recognised):
 
 - a manifest CSV, or a folder that holds `manifest.csv`: columns `path` (relative to the CSV),
   `label`, and optionally `split`, `patient`, `source`, `view`, `boxes`, `no_visible_abnormality`,
-  `paediatric`;
+  `paediatric`; commas, semicolons or tabs between the cells;
 - a folder with one folder per class: `DATA/covid/*.png`, `DATA/normal/*.png`;
 - a folder with one folder per split, each with one per class: `DATA/train/covid/*.png`;
 - the published folders of COVID-Xray-5k, of the COVID-19 Radiography Database and of the

@@ -13,6 +13,10 @@ masks are not images; older versions have `COVID.metadata.xlsx` and no masks |
 
 A folder that only wraps one of these, as an unpacked archive does, is skipped. A folder per class
 cannot be recognised, so a wrapper around one is not skipped.
+
+A CSV is UTF-8. Commas, semicolons or tabs separate its cells, whichever its header has most of;
+Excel writes semicolons where the comma is the decimal sign. Its line `sep=;` and emptied rows are
+skipped.
 """
 
 from __future__ import annotations
@@ -26,14 +30,17 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import zip_longest
+from itertools import chain, zip_longest
 from pathlib import Path
-from typing import IO
+from typing import IO, TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from deepcovid_edge.datasets.folders import FolderWalk, is_folder, is_system_folder
 from deepcovid_edge.errors import DataError
 from deepcovid_edge.files import open_regular
+
+if TYPE_CHECKING:
+    from _csv import Reader
 
 MANIFEST_NAME = "manifest.csv"
 METADATA_NAME = "metadata.csv"
@@ -46,6 +53,7 @@ _FLAGS = {
     **dict.fromkeys(("", "0", "0.0", "false", "f", "no", "n"), False),
 }
 """Text of a column that says yes or no, as people, Python and pandas write it."""
+_SEPARATORS = {",": "comma", ";": "semicolon", "\t": "tab"}
 _ROUNDING = 0.01
 """By how much an edge of a box may pass the image's, as a fraction of its side."""
 
@@ -182,34 +190,47 @@ def _images_in(folder: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def _opened(table: Path) -> Iterator[IO[str]]:
+def _opened(table: Path) -> Iterator[Reader]:
+    """The rows of a CSV from its header on."""
     try:
         with io.TextIOWrapper(open_regular(table), "utf-8-sig", newline="") as stream:
-            yield stream
+            yield _reader(stream)
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"{table}: not a CSV in UTF-8: {error}") from error
 
 
+def _reader(stream: IO[str]) -> Reader:
+    first = stream.readline()
+    rows = csv.reader(chain([first], stream), delimiter=max(_SEPARATORS, key=first.count))
+    if first.startswith("sep="):  # names the separator to Excel
+        next(rows)
+    return rows
+
+
 def _rows(table: Path) -> Iterator[tuple[int, dict[str, str]]]:
     """Line numbers and rows of a CSV; column names in lower case, as older files differ in case."""
-    with _opened(table) as stream:
-        rows = csv.reader(stream)
+    with _opened(table) as rows:
         names = _names(next(rows, ()), table)
-        for cells in filter(None, rows):
-            if len(cells) > len(names):  # a comma without quotes shifts what follows
+        separator = _SEPARATORS[rows.dialect.delimiter]
+        stripped = ([cell.strip() for cell in row] for row in rows)
+        has_rows = False
+        for cells in filter(any, stripped):  # of an emptied row Excel keeps the separators
+            has_rows = True
+            if len(cells) > len(names):  # a separator without quotes shifts what follows
                 raise DataError(
                     f"{table}, line {rows.line_num}: got {len(cells)} cells, expected "
-                    f"{len(names)} as in the header: correct the row; a cell with a comma needs "
-                    "quotes"
+                    f"{len(names)} as in the header: correct the row; a cell with a {separator} "
+                    "needs quotes"
                 )
-            # Spreadsheets leave out the commas of empty cells that end a row.
-            values = zip_longest(names, map(str.strip, cells), fillvalue="")
-            yield rows.line_num, dict(values)
+            # Spreadsheets leave out the separators of empty cells that end a row.
+            yield rows.line_num, dict(zip_longest(names, cells, fillvalue=""))
+        if not has_rows:
+            raise DataError(f"{table}: has only a header: list one image per line below it")
 
 
 def _header(table: Path) -> list[str]:
-    with _opened(table) as stream:
-        return _names(next(csv.reader(stream), ()), table)
+    with _opened(table) as rows:
+        return _names(next(rows, ()), table)
 
 
 def _names(header: Iterable[str] | None, table: Path) -> list[str]:

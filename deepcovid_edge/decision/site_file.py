@@ -21,6 +21,8 @@ from deepcovid_edge.manifest import IndeterminateRange
 SCHEMA_VERSION = 1
 USABLE, NOT_USABLE, NOT_ENOUGH = "usable", "not usable", "not enough images"
 """The verdicts of a site check."""
+FAILED, NONE_CAN_PASS = "failed", "no threshold can reach what is required"
+"""How the sentences end that say why a model is not usable."""
 _CHECKSUM = "checksum"
 
 
@@ -66,10 +68,11 @@ class Site:
                 "with --model, --variant or --backend"
             )
         if self.verdict == NOT_USABLE:
-            why = self.reasons[0] if self.reasons else ""
+            ends = tuple(f": {end}." for end in (FAILED, NONE_CAN_PASS))
+            failed = [reason for reason in self.reasons if reason.endswith(ends)]
             raise SettingsMismatchError(
-                f"{self.path}: the verdict is `{NOT_USABLE}`. {why} Choose another model, and "
-                "check that one at the site"
+                f"{self.path}: the verdict is `{NOT_USABLE}`. {' '.join(failed or self.reasons)} "
+                "Choose another model, and check that one at the site"
             )
 
 

@@ -12,18 +12,27 @@ figures come from images that had no part in choosing it (each patient's from th
 | anything else | | not enough images |
 
 A figure has passed where it reaches what is asked for and its 95 % interval ends at most a margin
-below that; it has failed where its whole interval lies below. All else is open. Intervals take
-images as independent.
+below that. It has failed where its whole interval lies below, and a model just as good as is asked
+for would do no better in at most 2.5 of 100 such checks (binomial). The second is for few images:
+the interval of a single one that is missed ends at 79 %. All else is open. Intervals take images as
+independent.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 
 import numpy as np
 
-from deepcovid_edge.decision.site_file import NOT_ENOUGH, NOT_USABLE, USABLE
+from deepcovid_edge.decision.site_file import (
+    FAILED,
+    NONE_CAN_PASS,
+    NOT_ENOUGH,
+    NOT_USABLE,
+    USABLE,
+)
 from deepcovid_edge.decision.statistics import Estimate, Rate, Scores, Truth, area_interval, auc
 from deepcovid_edge.decision.thresholds import (
     OperatingPoint,
@@ -32,7 +41,9 @@ from deepcovid_edge.decision.thresholds import (
 )
 from deepcovid_edge.device.progress import number_of
 
-_PASSED, _FAILED, _OPEN = "passed", "failed", "undecided"
+_PASSED, _FAILED, _OPEN = "passed", FAILED, "undecided"
+_CHANCE = 0.025
+"""Beyond either end of a 95 % interval."""
 
 
 @dataclass(frozen=True)
@@ -49,9 +60,9 @@ class AcceptanceRules:
         margin: How far below these the lower end of the 95 % interval may lie. Without it about
             150 images of a class would be needed to accept a model that is five points better.
         aim: Share of new positive images that a site threshold is chosen to find.
-        fewest: Patients of each class that `usable` and a site threshold need: no
-            threshold chosen on fewer than 19 positives promises to find 95 % of new ones
-            (`threshold_for_new_images`).
+        fewest: Patients of each class that `usable`, a site threshold and a conclusion from the
+            area under the curve need: no threshold chosen on fewer than 19 positives promises to
+            find 95 % of new ones (`threshold_for_new_images`).
         max_not_assessed: Largest share of the site's files that may not be assessed: figures of the
             others would otherwise say little about the site.
     """
@@ -72,15 +83,22 @@ class SiteImages:
         scores: Probability of the positive class, of shape (images,).
         positive: Whether each image is positive by its label, of shape (images,).
         patients: Patient of each image; an image without one counts as a patient of its own.
-        not_assessed: How many other files were not assessed.
+        uncounted: How many other images have a soft label, which no figure counts.
+        not_assessed: How many other files, of whatever label, were not assessed.
         synthetic: How many of the images were drawn by `sample`.
     """
 
     scores: Scores
     positive: Truth
     patients: Sequence[str]
+    uncounted: int = 0
     not_assessed: int = 0
     synthetic: int = 0
+
+    @property
+    def files(self) -> int:
+        """All files of the site, each content once."""
+        return len(self.scores) + self.uncounted + self.not_assessed
 
     @property
     def owners(self) -> list[str]:
@@ -205,8 +223,18 @@ def _compared(rate: Rate, least: float, margin: float) -> str:
     if rate.value is None:
         return _OPEN
     if high < least:
-        return _FAILED
+        return _FAILED if _chance_of(rate, least) <= _CHANCE else _OPEN
     return _PASSED if rate.value >= least and low >= least - margin else _OPEN
+
+
+def _chance_of(rate: Rate, least: float) -> float:
+    """Probability of so few successes, or fewer, where the true rate is `least` (binomial)."""
+    share, ways, chance = Decimal(least), 1, Decimal(0)
+    for successes in range(rate.successes + 1):
+        failures = rate.trials - successes
+        chance += ways * share**successes * (1 - share) ** failures
+        ways = ways * failures // (successes + 1)
+    return float(chance)
 
 
 def _verdict(
@@ -220,7 +248,7 @@ def _verdict(
         doubts = images.synthetic, _too_many_not_assessed(images, rules), _too_few(images, rules)
         return NOT_ENOUGH if any(doubts) else USABLE
     no_other = site in (None, _FAILED) or area is None  # None: positives are missing
-    if own == _FAILED and (no_other or _no_threshold_can_pass(area, rules)):
+    if own == _FAILED and (no_other or _no_threshold_can_pass(area, images, rules)):
         return NOT_USABLE
     return NOT_ENOUGH
 
@@ -246,12 +274,16 @@ def _too_few(images: SiteImages, rules: AcceptanceRules) -> bool:
 
 
 def _too_many_not_assessed(images: SiteImages, rules: AcceptanceRules) -> bool:
-    return images.not_assessed > rules.max_not_assessed * (images.not_assessed + len(images.scores))
+    return images.not_assessed > rules.max_not_assessed * images.files
 
 
-def _no_threshold_can_pass(area: Estimate | None, rules: AcceptanceRules) -> bool:
+def _no_threshold_can_pass(
+    area: Estimate | None, images: SiteImages, rules: AcceptanceRules
+) -> bool:
     """Whether the curve is too low: one through a point covers the rectangle below it."""
-    return area is not None and area.interval_95[1] < rules.sensitivity * rules.specificity
+    if area is None or _too_few(images, rules):
+        return False
+    return area.interval_95[1] < rules.sensitivity * rules.specificity
 
 
 def _reasons(
@@ -266,7 +298,7 @@ def _reasons(
     place = f"at the model's own threshold ({own.threshold:.4f})"
     found = _about_point(own, place, rules, name)
     if area:
-        found.append(_about_area(area, rules, name))
+        found.append(_about_area(area, name, _no_threshold_can_pass(area, images, rules)))
     if site:
         found += _about_site(site, rules, name)
     if _too_few(images, rules):
@@ -277,9 +309,8 @@ def _reasons(
             "threshold"
         )
     if images.not_assessed:
-        whole = images.not_assessed + len(images.scores)
         were = "was" if images.not_assessed == 1 else "were"
-        found.append(f"{images.not_assessed} of {whole} files {were} not assessed")
+        found.append(f"{images.not_assessed} of {images.files} files {were} not assessed")
         if _too_many_not_assessed(images, rules):
             found[-1] += f": more than {rules.max_not_assessed:.0%}, look at the reasons"
     if images.synthetic:
@@ -308,16 +339,22 @@ def _about_point(point: OperatingPoint, place: str, rules: AcceptanceRules, name
 
 def _asked(rate: Rate, least: float, margin: float) -> str:
     state = _compared(rate, least, margin)
-    lower = f", with the lower end of the interval at {least - margin:.0%} or more"
-    return f"required: at least {least:.0%}{lower if state == _OPEN else ''}: {state}"
+    required = f"required: at least {least:.0%}"
+    if state != _OPEN:
+        return f"{required}: {state}"
+    if rate.interval_95[1] < least:
+        return f"{required}: {state}, as with so few images this may be chance"
+    return (
+        f"{required}, with the lower end of the interval at {least - margin:.0%} or more: {state}"
+    )
 
 
-def _about_area(area: Estimate, rules: AcceptanceRules, name: str) -> str:
+def _about_area(area: Estimate, name: str, none_can_pass: bool) -> str:
     low, high = area.interval_95
     found = f"images with and without {name} are told apart with AUC {area.value:.3f} "
     found += f"[{low:.3f}, {high:.3f}]"
-    if _no_threshold_can_pass(area, rules):
-        return f"{found}: no threshold can reach what is required"
+    if none_can_pass:
+        return f"{found}: {NONE_CAN_PASS}"
     return f"{found}, which may be chance" if low <= 0.5 else found
 
 

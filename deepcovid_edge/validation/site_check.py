@@ -51,7 +51,8 @@ class SiteData:
     Attributes:
         sha256: Over the images' hashes and labels.
         images: Assessed images, each content once.
-        patients: Known patients among them; None where none is known.
+        patients: How many; an image without one counts as a patient of its own. None where no
+            image has one.
         repeated: Files with the content of an earlier file.
         not_assessed: Reason code to number of files.
         warnings: Warning code to number of images.
@@ -195,6 +196,7 @@ class _Classified:
             scores=np.array([record.probability for record in records], np.float64),
             positive=np.array([image.label in manifest.positive_labels for image in images], bool),
             patients=[image.patient for image in images],
+            uncounted=len(self.assessed) - len(true),
             not_assessed=self.not_assessed.total(),
             synthetic=sum(WarningCode.SYNTHETIC.code in record.warnings for record in records),
         )
@@ -205,13 +207,17 @@ class _Classified:
         return SiteData(
             sha256=self.digest,
             images=len(self.assessed),
-            patients=len({image.patient for image, _ in self.assessed if image.patient}) or None,
+            patients=self._patients(),
             repeated=self.repeated,
             not_assessed=dict(sorted(self.not_assessed.items())),
             warnings=dict(sorted(warned.items())),
             indeterminate=sum(record.decision == INDETERMINATE for _, record in self.assessed),
             by_label={label: self._label(label, manifest) for label in self.labels},
         )
+
+    def _patients(self) -> int | None:
+        patients = [image.patient for image, _ in self.assessed]
+        return len({*patients} - {""}) + patients.count("") if any(patients) else None
 
     def decisions(self) -> dict[str, dict[str, int]]:
         """How many images of each label were decided how."""

@@ -150,11 +150,29 @@ def test_images_of_a_soft_label_are_decided_and_count_in_no_figure(
     assert facts["own"]["specificity"]["trials"] == 2
     assert facts["own"]["sensitivity"]["trials"] == 1
     assert "in no figure below: atypical" in done.stdout
+    assert "- 1 of 5 files was not assessed: more than 10%" in done.stdout
     for label in ("normal", "covid"):
         shutil.rmtree(site / label)
     done = run("site-check", site)
     assert done.returncode == 1
     assert "give at least normal images" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("named", "said"),
+    [(("P1", "", ""), "3 images of 3 patients. "), (("P1", "P1", ""), "3 images of 2 patients. ")],
+)
+def test_an_image_without_a_patient_counts_as_one_of_its_own(
+    named: tuple[str, ...], said: str, site: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    files = "normal/Meier_Anna_0.png", "normal/Meier_Anna_1.png", "covid/Meier_Anna_2.png"
+    rows = [
+        f"{file};{file.split('/')[0]};{patient}\n"
+        for file, patient in zip(files, named, strict=True)
+    ]
+    (site / "manifest.csv").write_text("path;label;patient\n" + "".join(rows))
+    assert main(["site-check", str(site)]) == 3
+    assert said in capsys.readouterr().out
 
 
 def test_a_site_file_holds_no_file_name(site: Path, tmp_path: Path) -> None:
@@ -223,7 +241,8 @@ def test_the_known_failure_at_an_unseen_hospital_is_said_in_words(tmp_path: Path
     refused = process("infer", XRAY / "external/covid", "--site", tmp_path / "site.json")
     assert refused.returncode == 5
     assert refused.stdout == ""
-    assert "the verdict is `not usable`" in refused.stderr
+    assert "the verdict is `not usable`. At the model's own threshold" in refused.stderr
+    assert "required: at least 70%: failed. Choose another model" in refused.stderr
 
 
 @needs_xray
@@ -308,6 +327,10 @@ def test_heat_maps_go_by_its_threshold(images: Path, tmp_path: Path) -> None:
     [
         ({"model": {"name": "resnet18", "sha256": "0" * 64}}, "is for resnet18 (0000000000000000)"),
         ({"verdict": "not usable"}, "the verdict is `not usable`. All is well."),
+        (
+            {"verdict": "not usable", "reasons": ["A: passed.", "B: failed.", "C: undecided."]},
+            "the verdict is `not usable`. B: failed. Choose another model",
+        ),
         ({"verdict": "fine"}, "a damaged one (verdict fine)"),
     ],
 )

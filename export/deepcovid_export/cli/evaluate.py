@@ -60,6 +60,7 @@ def command(
     require("sklearn", extra="export")
     from deepcovid_edge.datasets.dataset import load_dataset
     from deepcovid_edge.device.process import set_up
+    from deepcovid_edge.files import check_writable
     from deepcovid_edge.models import find_model
     from deepcovid_export.evaluation.evaluate import evaluate, evaluate_side_by_side
     from deepcovid_export.evaluation.localisation import LocalisationSettings
@@ -82,13 +83,17 @@ def command(
         "shortcuts": hiding,
         "localisation": LocalisationSettings(occlusion_images),
     }
+    for target in filter(None, (targets.json, targets.html)):
+        check_writable(target)
     if len(paths) == 1:
         report = evaluate(paths[0], images, **settings).as_dict()
     else:
         report = evaluate_side_by_side(paths, images, **settings).as_dict()
-    write_report(report, targets)
     evaluations = report.get("evaluations") or [report]
-    click.echo(as_json(report) if json_out else "\n\n".join(map(summary, evaluations)))
+    try:
+        write_report(report, targets)
+    finally:
+        click.echo(as_json(report) if json_out else "\n\n".join(map(summary, evaluations)))
     some = any(it["not_assessed"] for it in evaluations)
     return ExitCode.NOT_ASSESSED if some else ExitCode.DONE
 

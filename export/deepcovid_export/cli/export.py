@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,9 +12,17 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from deepcovid_edge.cli.options import NamedPath, check_needed, path_option
+from deepcovid_edge.datasets.dataset import load_dataset
 from deepcovid_edge.device.process import set_up
 from deepcovid_edge.device.progress import number_of
-from deepcovid_edge.errors import DataError, NotAssessedError, UsageError, require
+from deepcovid_edge.errors import (
+    DataError,
+    DeepCovidEdgeError,
+    NotAssessedError,
+    OutputError,
+    UsageError,
+    require,
+)
 from deepcovid_edge.files import check_not_input
 from deepcovid_export.cli.options import choice_option
 from deepcovid_export.onnx_export.triton_settings import PLATFORMS, RepositorySettings
@@ -118,23 +128,23 @@ def command(
     if source.suffix == ".onnx":
         given += ["--check"] * bool(data) + ["--half-weights"] * half_weights
         if ood is None or given:
-            raise UsageError(
-                f"{source}: is exported already: got {', '.join(given) or 'no --fit'}, expected "
-                "--fit DATA alone: give the checkpoint to export it again"
-            )
+            raise _exported_already(source, given)
         output = output or Path(f"{source.stem}.onnx")
-        _fit(source, ood, children, output)
+        with _renamed_at_end(output) as unfinished:
+            _fit(source, unfinished, ood, children)
     else:
         require("torch", extra="export")
         network, manifest = _load(source, terms, given)
         output = output or Path(f"{manifest.name}.onnx")
         check_not_input(output, source)
-        output.parent.mkdir(parents=True, exist_ok=True)
-        _export(network, manifest, output, data, images, half_weights)
+        for place in filter(None, (ood, children)):
+            load_dataset(place)  # what cannot be read is told before the export
+        with _renamed_at_end(output) as unfinished:
+            _export(network, manifest, unfinished, data, images, half_weights)
+            if ood is not None:
+                _fit(unfinished, unfinished, ood, children)
         if ood is None:
             click.echo(_NO_LIMITS, err=True)
-        else:
-            _fit(output, ood, children)
     click.echo(output)
 
 
@@ -145,6 +155,39 @@ def _write_repository(source: Path, folder: Path, platform: str, instances: int)
     settings = RepositorySettings(platform, instances)
     for path in write_repository(find_model(str(source)), folder, settings):
         click.echo(path)
+
+
+def _exported_already(source: Path, given: Sequence[str]) -> UsageError:
+    return UsageError(
+        f"{source}: is exported already: got {', '.join(given) or 'no --fit'}, expected "
+        "--fit DATA alone: give the checkpoint to export it again"
+    )
+
+
+@contextmanager
+def _renamed_at_end(output: Path) -> Iterator[Path]:
+    """A file beside `output` that several steps write, and that becomes `output` if none fails.
+
+    Errors of the steps name `output`.
+
+    Raises:
+        OutputError: `output` cannot be written.
+    """
+    if output.is_dir():
+        raise OutputError(f"{output}: is a folder, expected the name of a file")
+    output.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = output.with_name(f".{os.getpid()}-unfinished-{output.stem}.onnx")
+    try:
+        yield unfinished
+        try:
+            unfinished.replace(output)
+        except OSError as error:
+            raise OutputError(f"{output}: cannot be written: {error.strerror or error}") from error
+    except DeepCovidEdgeError as error:
+        error.args = (str(error).replace(str(unfinished), str(output)),)
+        raise
+    finally:
+        unfinished.unlink(missing_ok=True)
 
 
 def _export(
@@ -171,15 +214,16 @@ def _export(
         _measure_shortcuts(output, written, data)
 
 
-def _fit(path: Path, data: Path, children: Path | None, output: Path | None = None) -> None:
-    """Fit limits and indeterminate range of an exported file, and write it or a new file."""
+def _fit(source: Path, output: Path, data: Path, children: Path | None) -> None:
+    """Fit limits and indeterminate range of an exported file; `output` may be the file itself."""
     require("sklearn", extra="export")
     from deepcovid_edge.manifest import read_manifest
     from deepcovid_export.decision.fit_ood import fit_model
     from deepcovid_export.decision.run_images import images_of_model
 
-    knew_children = "children" in read_manifest(path).ood
-    manifest = fit_model(path, data, output, children=children)
+    knew_children = "children" in read_manifest(source).ood
+    new = output if output != source else None
+    manifest = fit_model(source, data, new, children=children)
     val = manifest.ood["val"]
     click.echo(
         f"ood: rejects {val['rejected']} of {val['images']} images of val, "
@@ -197,7 +241,7 @@ def _fit(path: Path, data: Path, children: Path | None, output: Path | None = No
     elif knew_children:
         click.echo("ood: children are not recognised any more: see --children", err=True)
     if manifest.threshold_origin.get("split") == "val":
-        _fit_indeterminate_range(output or path, images_of_model(data, manifest, "val"))
+        _fit_indeterminate_range(output, images_of_model(data, manifest, "val"))
 
 
 def _fit_indeterminate_range(path: Path, images: Sequence[LabelledImage]) -> None:
@@ -265,7 +309,6 @@ def _load(path: Path, terms: dict[str, Any], given: list[str]) -> tuple[Classifi
 def _images(data: Path | None, count: int, spec: InputSpec) -> NDArray[np.uint8]:
     import numpy as np
 
-    from deepcovid_edge.datasets.dataset import load_dataset
     from deepcovid_edge.imaging.prepare import prepare
     from deepcovid_edge.imaging.radiograph import Radiograph
     from deepcovid_edge.imaging.reading import read_radiograph

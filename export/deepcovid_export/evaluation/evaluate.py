@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -32,11 +33,7 @@ from deepcovid_export.evaluation.curves import (
 )
 from deepcovid_export.evaluation.localisation import LocalisationSettings, measure_localisation
 from deepcovid_export.evaluation.metrics import Truth, area, at_threshold
-from deepcovid_export.evaluation.predictions import (
-    Predictions,
-    classify,
-    with_truth,
-)
+from deepcovid_export.evaluation.predictions import Predictions, classify, with_truth
 from deepcovid_export.evaluation.results import (
     SCHEMA_VERSION,
     Change,
@@ -127,24 +124,24 @@ def _measure(
         except DataError as error:
             raise DataError(f"{description}: {error}") from error
         found = measure_shortcuts(backend, true, classified) if shortcuts else None
+        soft = _of_soft_labels(backend, images, contents)
         evaluation = replace(
-            _evaluation(classified, description, found),
+            _evaluation(classified, soft, description, found),
             localisation=measure_localisation(backend, classified.images, localisation) or None,
-            soft_labels=_soft_labels(backend, images, contents),
             repeated=contents.repeated or None,
         )
     return evaluation, classified
 
 
-def _soft_labels(
+def _of_soft_labels(
     backend: Backend, images: Sequence[LabelledImage], contents: Contents
-) -> dict[str, SoftLabelFigures] | None:
-    """Decisions on the images of labels that are no truth."""
-    soft = backend.manifest.soft_labels
-    without_truth = [image for image in images if image.label in soft]
-    if not without_truth:
-        return None
-    classified = classify(backend, without_truth, any_label=True, contents=contents)
+) -> Predictions | None:
+    """The images of labels that are no truth, if there are any; perhaps none was assessed."""
+    soft = [image for image in images if image.label in backend.manifest.soft_labels]
+    return classify(backend, soft, any_label=True, contents=contents) if soft else None
+
+
+def _soft_labels(classified: Predictions) -> dict[str, SoftLabelFigures]:
     labels = np.array([image.label for image in classified.images])
     called = classified.scores >= classified.manifest.threshold
     held, accepted = _held(classified), classified.accepted
@@ -181,9 +178,13 @@ def _indeterminate_by_source(classified: Predictions) -> dict[str, Rate] | None:
 
 
 def _evaluation(
-    classified: Predictions, description: str, shortcuts: Shortcuts | None
+    classified: Predictions,
+    soft: Predictions | None,
+    description: str,
+    shortcuts: Shortcuts | None,
 ) -> Evaluation:
-    manifest, run, reasons = classified.manifest, classified.run, classified.not_assessed
+    manifest, run = classified.manifest, classified.run
+    reasons = Counter(classified.not_assessed + (soft.not_assessed if soft else ()))
     scores, positive, threshold = classified.scores, classified.positive, manifest.threshold
     labels, rejected = [image.label for image in classified.images], classified.rejected
     return Evaluation(
@@ -202,8 +203,8 @@ def _evaluation(
         threshold=threshold,
         threshold_origin=dict(manifest.threshold_origin),
         export=manifest.training.get("export"),
-        images=len(labels) + len(reasons),
-        not_assessed={reason: reasons.count(reason) for reason in sorted(set(reasons))},
+        images=len(labels) + len(classified.not_assessed),
+        not_assessed=dict(sorted(reasons.items())),
         out_of_distribution=None if rejected is None else _share(rejected),
         overall=_overall(classified),
         bootstrap=bootstrap(scores, positive, classified.patients, threshold),
@@ -219,6 +220,7 @@ def _evaluation(
         reliability=reliability(scores, positive),
         shortcuts=shortcuts,
         created_with=_CREATED_WITH,
+        soft_labels=_soft_labels(soft) if soft and soft.images else None,
         indeterminate_by_source=_indeterminate_by_source(classified),
     )
 

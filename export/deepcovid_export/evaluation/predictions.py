@@ -116,7 +116,8 @@ def classify(
         backend: The loaded model.
         images: Images whose labels belong to the model's classes, as its recipe groups them.
         change: Applied to every image before it is prepared.
-        any_label: Take labels of no class too; then only scores have a meaning.
+        any_label: Take labels of no class too; then only scores have a meaning, and none need be
+            assessed.
         contents: Of the images that were classified before; receives those of these.
 
     Raises:
@@ -143,17 +144,17 @@ def classify(
         for image, it in zip(images, records, strict=True)
         if it.probabilities and contents.is_new(image, it.sha256)
     ]
-    if not kept:
+    if not kept and not any_label:
         raise DataError(f"none of {len(images)} images was assessed")
     assessed = [record for _, record in kept]
-    rejected = np.array([WarningCode.OOD.code in record.warnings for record in assessed])
+    rejected = np.array([WarningCode.OOD.code in it.warnings for it in assessed], np.bool_)
     rows = [
         [(record.probabilities or {})[name] for name in model.facts.classes] for record in assessed
     ]
     return Predictions(
         images=tuple(image for image, _ in kept),
-        probabilities=np.array(rows),
-        shapes=np.array([shapes[record.sha256 or ""] for record in assessed]),
+        probabilities=np.array(rows).reshape(-1, len(model.facts.classes)),
+        shapes=np.array([shapes[record.sha256 or ""] for record in assessed]).reshape(-1, 2),
         not_assessed=tuple(record.reason for record in records if record.reason),
         manifest=backend.manifest,
         run=model.facts,

@@ -88,7 +88,7 @@ class Area(PlainResult):
 
 @dataclass(frozen=True)
 class AreaOfPatients(Area):
-    """The same with the interval over draws of patients; None where no patient is known."""
+    """The same with the interval over draws of patients; None where there is none (`bootstrap`)."""
 
     auc_interval_95_patients: Interval | None = None
 
@@ -117,7 +117,7 @@ class Overall(Group):
 
 @dataclass(frozen=True)
 class PatientIntervals(PlainResult):
-    """95 % intervals over draws of patients; None where a class is missing.
+    """95 % intervals over draws of patients; None where a class has too few (`bootstrap`).
 
     An image without a known patient counts as a patient of its own.
     """
@@ -270,8 +270,9 @@ class Evaluation(PlainResult):
 
     Attributes:
         export: How far the exported file is from torch; None for a checkpoint.
-        images: All images, assessed or not; those that were assessed with each content once.
-        not_assessed: Reason to number of images.
+        images: All images but those of soft labels, assessed or not; those that were assessed with
+            each content once.
+        not_assessed: Reason to number of images, those of soft labels too.
         out_of_distribution: Images that `infer` would reject; None without such limits.
         bootstrap: None where no patient is known.
         operating_points: The model's own threshold first.

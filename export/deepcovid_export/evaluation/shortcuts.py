@@ -31,7 +31,7 @@ from deepcovid_edge.datasets.dataset import LabelledImage
 from deepcovid_edge.imaging.prepare import visible_field
 from deepcovid_edge.imaging.radiograph import Radiograph
 from deepcovid_edge.manifest import InputSpec
-from deepcovid_export.evaluation.bootstrap import bootstrap
+from deepcovid_export.evaluation.bootstrap import FEWEST_PATIENTS, bootstrap, has_few_patients
 from deepcovid_export.evaluation.metrics import area
 from deepcovid_export.evaluation.predictions import Predictions, classify
 from deepcovid_export.evaluation.results import Area, AreaOfPatients, Shortcuts
@@ -103,7 +103,8 @@ def measure_shortcuts(
 
     only = classify(backend, images, change=lambda image: keep_lungs(image, spec, SIDE))
     areas = {side: hidden(side) for side in sorted({SIDE, *OTHER_SIDES})}
-    reads, sentence = verdict(areas[SIDE], LIMIT)
+    few = has_few_patients(whole.positive, whole.patients)
+    reads, sentence = verdict(areas[SIDE], LIMIT, few_patients=few)
     return Shortcuts(
         side=SIDE,
         limit=LIMIT,
@@ -118,12 +119,15 @@ def measure_shortcuts(
     )
 
 
-def verdict(hidden: AreaOfPatients, limit: float) -> tuple[bool | None, str]:
+def verdict(
+    hidden: AreaOfPatients, limit: float, *, few_patients: bool = False
+) -> tuple[bool | None, str]:
     """Whether a model reads the source, by its area under the curve with the lungs hidden.
 
     Yes where the whole 95 % interval (the wider of the one over images and the one over patients)
     lies above the limit. No where the area itself does not. Between them there are too few images
-    to tell, and where a class is missing nothing can be told.
+    to tell, and where a class is missing nothing can be told. If patients are known and a class has
+    too few for their interval (`few_patients`), the interval over images alone is no proof.
 
     Returns:
         The verdict (None: cannot be told) and a sentence.
@@ -134,6 +138,9 @@ def verdict(hidden: AreaOfPatients, limit: float) -> tuple[bool | None, str]:
     low = min(interval[0] for interval in known if interval)
     high = max(interval[1] for interval in known if interval)
     found = f"with the lungs hidden the AUC is {value:.3f} [{low:.3f}, {high:.3f}]"
+    if low > limit and few_patients:
+        least = f"a class has fewer than {FEWEST_PATIENTS} patients"
+        return None, f"May read the source: {found}, all above {limit:.2f}, but {least}."
     if low > limit:
         return True, f"Reads the source: {found}, all above {limit:.2f}."
     if value > limit:

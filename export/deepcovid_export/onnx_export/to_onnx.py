@@ -120,7 +120,7 @@ def compare(
     with torch.inference_mode():
         logits, maps = (output.numpy() for output in network(torch.from_numpy(images)))
     with load_backend(path) as backend:
-        seen = backend.infer(images, activation_maps=True)
+        seen, name = backend.infer(images, activation_maps=True), backend.manifest.name
     parity = Parity(
         images=len(images),
         kind=kind,
@@ -129,7 +129,7 @@ def compare(
     )
     if not parity.max_logit_difference <= TOLERANCE:  # NaN is not within the tolerance
         raise ModelFileError(
-            f"{path}: logits differ from torch by {parity.max_logit_difference:.2g}, "
+            f"{name}: logits differ from torch by {parity.max_logit_difference:.2g}, "
             f"expected at most {TOLERANCE:.0e}: the export is not used"
         )
     return parity

@@ -17,13 +17,14 @@ from typing import Any
 import click
 
 from deepcovid_edge.backends import INT8_CPU_SUFFIX
-from deepcovid_edge.files import file_sha256
+from deepcovid_edge.errors import DataError, DeepCovidEdgeError, NotThereError
+from deepcovid_edge.files import file_sha256, write_text
 from deepcovid_edge.manifest import ModelManifest, read_manifest
 from deepcovid_edge.models import find_model
 from deepcovid_export.report.rendering import render
 
-MORE = ("siim-test", "sites-external")
-"""Results beside those of the splits of `../shared/xray`, where there are some."""
+PARTS = ("test", "external", "paediatric", "siim-test", "sites-external")
+"""Results that a card shows, in this order; all but the first may be missing."""
 _SITE = re.compile(r"\(([^)]+)\)")
 """In the name of a source, the web site that an image comes from."""
 _WITHIN = ("agchung/Actualmed-COVID-chestxray-dataset", "ieee8023 (all sites)")
@@ -45,7 +46,7 @@ def card(
     """
     span = manifest.indeterminate_range
     variant = model.with_name(f"{model.stem}{INT8_CPU_SUFFIX}.onnx")
-    by_data = {it["data"]: it for it in evaluations}
+    by_data, of_paper = ({it["data"]: it for it in side} for side in (evaluations, paper))
     shortcuts = {it["data"]: it["shortcuts"] for it in evaluations if it.get("shortcuts")}
     return render(
         "model_card.md.j2",
@@ -61,6 +62,7 @@ def card(
         spanned=_spanned(evaluations),
         shared=_shared_sites(manifest, by_data.get("external")),
         sites=by_data.get("further sites"),
+        data=by_data,
         labels=list(_labels(evaluations)),
         rows=[row for figures in evaluations for row in _rows(figures)],
         shortcuts=shortcuts,
@@ -70,7 +72,7 @@ def card(
             for data, it in shortcuts.items()
             for name, group in it["within_source"].items()
         ],
-        pairs=list(zip(evaluations, paper, strict=False)) if paper else [],
+        pairs=[(it, of_paper[name]) for name, it in by_data.items() if name in of_paper],
         localised=[(it["data"], row) for it in evaluations for row in it.get("localisation", ())],
         soft=any(it.get("soft_labels") for it in evaluations),
         within=_WITHIN,
@@ -133,9 +135,15 @@ def _rows(figures: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
 @click.option("--results", type=click.Path(path_type=Path), required=True)
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True)
 def main(model: str, results: Path, output: Path) -> None:
-    """Write MODEL's card from RESULTS/MODEL-{test,external,paediatric}.json."""
-    path = find_model(model)
-    output.write_text(card_from_results(path, results), encoding="utf-8")
+    """Write MODEL's card from RESULTS/NAME-test.json, where NAME is the name in its manifest.
+
+    NAME-external.json and NAME-paediatric.json are shown too where they are there.
+    """
+    try:
+        text = card_from_results(find_model(model), results)
+        write_text(output, text)
+    except DeepCovidEdgeError as error:
+        raise click.ClickException(str(error)) from error
     click.echo(output)
 
 
@@ -143,23 +151,30 @@ def card_from_results(model: Path, results: Path) -> str:
     """The card of a model file from the evaluations that bear its name.
 
     Raises:
-        ValueError: An evaluation was made with another file than this model.
+        NotThereError: There is no evaluation on `test`.
+        DataError: An evaluation was made with another file than this model.
     """
     manifest, digest = read_manifest(model), file_sha256(model)
+    needed = results / f"{manifest.name}-{PARTS[0]}.json"
+    if not needed.is_file():
+        raise NotThereError(
+            f"{needed}: no such file; make it with `deepcovid-edge evaluate {model} DATA "
+            f"--split test --shortcuts -o {needed}`"
+        )
     evaluations = _evaluations(results, manifest.name)
     for figures in evaluations:
         if figures["model_sha256"] != digest:
-            name = f"{manifest.name}-{figures['data']}.json"
-            raise ValueError(f"{name} is of another model file: make model")
-    paper = f"paper_{manifest.architecture}"
-    measured = (results / f"{paper}-test.json").is_file()
-    return card(manifest, model, evaluations, _evaluations(results, paper) if measured else [])
+            raise DataError(
+                f"{results}: the figures of {manifest.name} on {figures['data']} are of another "
+                f"file (SHA-256 {figures['model_sha256']}) than {model}: run `evaluate` again"
+            )
+    paper = _evaluations(results, f"paper_{manifest.architecture}")
+    return card(manifest, model, evaluations, paper)
 
 
 def _evaluations(results: Path, name: str) -> list[dict[str, Any]]:
-    files = [results / f"{name}-{split}.json" for split in ("test", "external", "paediatric")]
-    more = [results / f"{name}-{part}.json" for part in MORE]
-    return [json.loads(it.read_text("utf-8")) for it in (*files, *filter(Path.is_file, more))]
+    files = (results / f"{name}-{part}.json" for part in PARTS)
+    return [json.loads(it.read_text("utf-8")) for it in files if it.is_file()]
 
 
 if __name__ == "__main__":

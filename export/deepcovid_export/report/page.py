@@ -7,7 +7,7 @@ request.
 from __future__ import annotations
 
 import base64
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import cv2
@@ -19,6 +19,7 @@ from deepcovid_edge.imaging.radiograph import Radiograph
 from deepcovid_edge.imaging.synthetic.phantom import draw_phantom
 from deepcovid_edge.manifest import VERSION, InputSpec
 from deepcovid_edge.reasons import NOTICE
+from deepcovid_export.evaluation.bootstrap import FEWEST_PATIENTS
 from deepcovid_export.evaluation.shortcuts import hide_lungs, keep_lungs
 from deepcovid_export.report import plots
 from deepcovid_export.report.rendering import render
@@ -29,7 +30,7 @@ _PICTURE = 168
 
 def as_html(report: Mapping[str, Any]) -> str:
     """The page of the JSON of `evaluate` or `evaluate_side_by_side`."""
-    named = _name_models(report.get("evaluations") or [report])
+    named = name_models(report.get("evaluations") or [report])
     drawn = [(name, it) for name, it in named if it["curves"]]
     return render(
         "report.html.j2",
@@ -37,6 +38,10 @@ def as_html(report: Mapping[str, Any]) -> str:
         version=VERSION,
         named=named,
         first=named[0][1],
+        some_undecided=any(
+            it["indeterminate_range"] or it["out_of_distribution"] for _, it in named
+        ),
+        fewest_patients=FEWEST_PATIENTS,
         comparisons=report.get("comparisons", []),
         name_of={it["model_sha256"]: name for name, it in named},
         curves=[(name, Markup(svg)) for name, svg in _draw_shared(drawn)],
@@ -45,13 +50,20 @@ def as_html(report: Mapping[str, Any]) -> str:
     )
 
 
-def _name_models(evaluations: list[Mapping[str, Any]]) -> list[tuple[str, Mapping[str, Any]]]:
+def name_models(
+    evaluations: Sequence[Mapping[str, Any]],
+) -> list[tuple[str, Mapping[str, Any]]]:
     """Evaluations with names that tell them apart: model, then precision, then digest."""
     for fields in (("model",), ("model", "precision"), ("model", "precision", "model_sha256")):
-        names = [" ".join(it[field][:16] for field in fields) for it in evaluations]
+        names = [" ".join(_shown(it, field) for field in fields) for it in evaluations]
         if len(set(names)) == len(names):
             break
     return list(zip(names, evaluations, strict=True))
+
+
+def _shown(figures: Mapping[str, Any], field: str) -> str:
+    value: str = figures[field]
+    return value[:16] if field == "model_sha256" else value
 
 
 def _draw_shared(drawn: plots.Named) -> list[tuple[str, str]]:

@@ -130,7 +130,7 @@ def test_a_peer_of_class_activation_draws_the_map_that_the_network_gives(
     network = torch_network(MODEL, np.stack(pixels))
     other = PEERS[peer](network, POSITIVE, threads=1)
     with ExitStack() as opened:
-        own = ours(MODEL, opened, cut=True)
+        own = ours(MODEL, opened, as_peers=True)
         assert agree(own, other, pixels) > 0.999
         whole = ours(MODEL, opened)(pixels[0])
     assert whole.min() < 0

@@ -89,6 +89,11 @@ def test_manifest_csv_with_columns_beyond_the_needed(tmp_path: Path) -> None:
             "line 3: got 5 c",
         ),
         ("path,label,patient,split\nx.png,covid,D, J,\n", "line 2: got 5 cells, expected 4"),
+        ("path;label\nx.png;covid;\n", "line 2: got 3 cells, .* a cell with a semicolon needs"),
+        ("sep=;\npath;label\nno.png;covid\n", r"line 3: no such file: .*no\.png"),
+        ("sep=|\npath|label\nx.png|covid\n", r"columns label, path are missing; it has path\|"),
+        ("path,label\n", "has only a header: list one image per line below it"),
+        ("path;label\n;\n", "has only a header"),
     ],
 )
 def test_wrong_manifest_is_named(tmp_path: Path, text: str, message: str) -> None:
@@ -113,6 +118,27 @@ def test_an_empty_line_and_a_comma_that_ends_the_header_name_nothing(tmp_path: P
     (tmp_path / "manifest.csv").write_text('path,label,patient,\n\nx.png,covid,"D, J"\n\n')
     (image,) = load_dataset(tmp_path)
     assert (image.label, image.patient) == ("covid", "D, J")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "path,label,boxes\r\n,,\r\nx.png,covid,{boxes}\r\n , ,\r\n",
+        "path;label;boxes\r\nx.png;covid;{boxes}\r\n;;\r\n",
+        "sep=;\r\npath;label;boxes\r\n;;\r\nx.png;covid;{boxes}\r\n",
+        "sep=\t\npath\tlabel\tboxes\nx.png\tcovid\t{boxes}\n\t\t\n",
+        "path\tlabel\tboxes\nx.png\tcovid\t{boxes}\n",
+    ],
+    ids=["comma", "semicolon", "stated semicolon", "stated tab", "tab"],
+)
+@pytest.mark.parametrize("start", ["", "\ufeff"], ids=["plain", "byte order mark"])
+def test_a_csv_is_read_as_excel_writes_it_anywhere(start: str, text: str, tmp_path: Path) -> None:
+    """With the list separator of the country, and rows that a person emptied."""
+    touch(tmp_path / "x.png")
+    written = start + text.format(boxes='"[[0.1, 0.2, 0.3, 0.4]]"')
+    (tmp_path / "manifest.csv").write_bytes(written.encode())
+    (image,) = load_dataset(tmp_path)
+    assert (image.label, image.boxes) == ("covid", ((0.1, 0.2, 0.3, 0.4),))
 
 
 @pytest.mark.parametrize(

@@ -120,6 +120,48 @@ def test_few_images_with_a_plain_failure_are_enough_to_say_no() -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("positives", "negatives"),
+    [([0.1], spread(0.05, 0.4, 72)), ([], [0.6, 0.7]), ([], [0.6, 0.7, 0.8])],
+    ids=["one covid image is missed", "two alarms of two", "three of three"],
+)
+def test_what_a_good_model_does_by_chance_is_no_failure(
+    positives: list[float], negatives: list[float]
+) -> None:
+    """One that finds 90 % misses a single image in 10 of 100 checks, and so on."""
+    found = classified(images(positives, negatives))
+    assert (found.verdict, found.threshold) == (NOT_ENOUGH, 0.5)
+    assert any(
+        reason.endswith("undecided, as with so few images this may be chance.")
+        for reason in found.reasons
+    )
+    assert not any("no threshold can reach" in reason for reason in found.reasons)
+
+
+@pytest.mark.parametrize(
+    ("positives", "negatives"),
+    [
+        ([0.1, 0.2], spread(0.05, 0.4, 72)),
+        ([], [0.6, 0.7, 0.8, 0.9]),
+        ([], [*spread(0.1, 0.4, 1950), *spread(0.6, 0.9, 1050)]),
+    ],
+    ids=["both covid images are missed", "four alarms of four", "thousands"],
+)
+def test_what_is_no_chance_is_a_failure_of_however_many(
+    positives: list[float], negatives: list[float]
+) -> None:
+    found = classified(images(positives, negatives))
+    assert found.reasons[1 if positives else 0].endswith(": failed.")
+    assert found.verdict == NOT_USABLE
+
+
+def test_few_patients_do_not_tell_that_no_threshold_can_reach_it() -> None:
+    found = classified(images([0.1, 0.2], spread(0.6, 0.9, 72)))
+    assert found.auc is not None
+    assert found.auc.interval_95[1] < RULES.sensitivity * RULES.specificity
+    assert not any("no threshold can reach" in reason for reason in found.reasons)
+
+
 def test_few_images_without_failure_are_not_enough() -> None:
     found = classified(images(spread(0.6, 0.9, 8), spread(0.1, 0.4, 8)))
     assert (found.verdict, found.threshold) == (NOT_ENOUGH, 0.5)
@@ -191,6 +233,12 @@ def test_too_many_refused_files_or_drawn_images_are_no_proof() -> None:
         assert classified(site).verdict == NOT_ENOUGH
     few = images(spread(0.6, 0.99, 40), spread(0.01, 0.4, 40), not_assessed=8)
     assert classified(few).verdict == USABLE
+
+
+def test_the_share_of_refused_files_is_of_all_files_soft_labels_too() -> None:
+    site = images(spread(0.6, 0.99, 40), spread(0.01, 0.4, 58), not_assessed=16, uncounted=60)
+    found = classified(site)
+    assert (found.verdict, found.reasons[-1]) == (USABLE, "16 of 174 files were not assessed.")
 
 
 @pytest.mark.parametrize("count", [5, 20, 21, 99])

@@ -9,7 +9,12 @@ metrics = pytest.importorskip("sklearn.metrics", reason="scikit-learn (extra exp
 
 from deepcovid_edge.decision.statistics import area_interval
 from deepcovid_edge.errors import UsageError
-from deepcovid_export.evaluation.bootstrap import BootstrapSettings, bootstrap
+from deepcovid_export.evaluation.bootstrap import (
+    FEWEST_PATIENTS,
+    BootstrapSettings,
+    bootstrap,
+    has_few_patients,
+)
 from deepcovid_export.evaluation.results import PatientIntervals
 
 
@@ -80,10 +85,38 @@ def test_unknown_patients_are_patients_of_their_own_and_are_counted() -> None:
 
 
 def test_one_class_alone_has_a_rate_and_no_area() -> None:
-    found = bootstrap(np.array([0.1, 0.7, 0.2]), np.zeros(3, bool), ["a", "b", "c"], 0.5)
+    scores, _ = images(12)
+    found = bootstrap(scores, np.zeros(12, bool), [f"p{i}" for i in range(12)], 0.5)
     assert found is not None
     assert found.auc is found.sensitivity is found.average_precision is None
     assert found.specificity is not None
+
+
+@pytest.mark.parametrize("threshold", [0.0, 1.1], ids=["all called positive", "none"])
+def test_draws_that_all_agree_give_no_interval(threshold: float) -> None:
+    """All or none of n: an interval of no width would promise what n images cannot."""
+    scores, positive = images(60)
+    found = bootstrap(scores, positive, [f"p{i}" for i in range(60)], threshold)
+    assert found is not None
+    assert found.sensitivity is found.specificity is None
+    assert found.auc is not None
+    perfect = bootstrap(positive * 0.5, positive, [f"p{i}" for i in range(60)], threshold)
+    assert perfect is not None
+    assert perfect.auc is perfect.average_precision is None
+
+
+@pytest.mark.parametrize("count", [FEWEST_PATIENTS - 1, FEWEST_PATIENTS])
+def test_a_class_of_few_patients_has_no_interval_however_many_images_it_has(count: int) -> None:
+    scores, positive = images(300)
+    patients = [f"p{i % count}" if is_it else f"n{i}" for i, is_it in enumerate(positive)]
+    found = bootstrap(scores, positive, patients, 0.5)
+    assert found is not None
+    assert found.specificity is not None
+    enough = count == FEWEST_PATIENTS
+    for interval in (found.sensitivity, found.auc, found.average_precision):
+        assert (interval is not None) is enough
+    assert has_few_patients(positive, patients) is not enough
+    assert not has_few_patients(positive[:4], [""] * 4)
 
 
 def test_too_few_replicates_are_refused() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +17,7 @@ for needed in ("sklearn", "torch", "onnx"):
     pytest.importorskip(needed, reason=f"{needed} (extra export) is needed to make models")
 
 import torch
+from commands import command
 from drawn_once import drawn_phantom
 from exported_networks import export_checkpoint
 
@@ -23,10 +25,12 @@ from deepcovid_edge.datasets.dataset import LabelledImage
 from deepcovid_edge.errors import DataError, OutputError, UsageError
 from deepcovid_edge.manifest import InputSpec, ModelManifest
 from deepcovid_export.cli.evaluate import summary
+from deepcovid_export.evaluation import evaluate as measuring
 from deepcovid_export.evaluation.evaluate import evaluate, evaluate_side_by_side
 from deepcovid_export.evaluation.results import IF_MEASURED
 from deepcovid_export.networks import build_network
 from deepcovid_export.networks.checkpoint import save_checkpoint
+from deepcovid_export.report import write as writing
 from deepcovid_export.report.write import Targets, as_json, write_report
 
 CLASSES = {"healthy": ["normal"], "covid": ["covid"], "other": ["pneumonia", "tuberculosis"]}
@@ -150,24 +154,69 @@ def test_copies_of_an_image_are_counted_once(
     assert both.comparisons[0].images == 16
 
 
-def test_the_page_says_how_many_files_were_copies(
-    images: list[LabelledImage], checkpoint: Path
-) -> None:
+@pytest.fixture(scope="module")
+def figures(images: list[LabelledImage], checkpoint: Path) -> dict[str, Any]:
+    """Of a page: sixteen images of eight patients, three of them copies."""
     for module in ("matplotlib", "jinja2"):
         pytest.importorskip(module, reason=f"{module} (extra export) makes the page")
+    more = [*images, *images[:3]]
+    return evaluate(checkpoint, more, description="phantoms", shortcuts=True).as_dict()
+
+
+def page_of(figures: dict[str, Any], **changed: Any) -> str:
     from deepcovid_export.report.page import as_html
 
+    return as_html({**figures, **changed})
+
+
+def test_the_page_says_how_many_files_were_copies(figures: dict[str, Any]) -> None:
     said = "3 files have the content of an earlier file: counted once"
-    for more, times in ((images[:3], 1), ([], 0)):
-        figures = evaluate(checkpoint, [*images, *more], description="phantoms").as_dict()
-        assert as_html(figures).count(said) == times
+    assert page_of(figures).count(said) == 1
+    once = {name: value for name, value in figures.items() if name != "repeated"}
+    assert page_of(once).count(said) == 0
 
 
-@pytest.mark.parametrize("soft", ["indeterminate", "normal"])
-def test_one_image_under_two_labels_is_refused(
-    soft: str, images: list[LabelledImage], tmp_path: Path
+def test_the_page_says_what_a_cart_would_do_with_a_range_and_without(
+    figures: dict[str, Any],
 ) -> None:
-    """Also where one of the labels is no truth."""
+    would_do = "The row of the model's own threshold is what a cart would do; the others are chosen"
+    assert would_do in page_of(figures)
+    rate = figures["overall"]["specificity"]
+    span = {"low": 0.2, "high": 0.4, "indeterminate": rate, "decided": figures["overall"]}
+    for changed in ({"indeterminate_range": span}, {"out_of_distribution": rate}):
+        page = page_of(figures, **changed)
+        assert "what a cart would do" not in page
+        assert "see “not assessed” and “too close to call” below. Rows of other" in page
+
+
+def test_the_page_s_sentences_agree_with_its_rules(figures: dict[str, Any]) -> None:
+    page = page_of(figures, model="one_cycle_resnet50_scratch")
+    assert "<h1>one_cycle_resnet50_scratch on phantoms</h1>" in page
+    assert "It reads the source if the whole interval with the lungs hidden (at 80% of" in page
+    assert "right of the dotted line with the lungs hidden, it reads the source" not in page
+    assert figures["bootstrap"]["auc"] is figures["bootstrap"]["sensitivity"] is None
+    assert "There is none (\u2013) where a class has fewer than 10 patients, or" in page
+    assert page.count("<td>\u2013</td>") == 3
+
+
+def test_models_of_one_name_are_told_apart_by_precision_then_by_digest() -> None:
+    from deepcovid_export.report.page import name_models
+
+    def names(*fields: tuple[str, str]) -> list[str]:
+        models = [
+            {"model": "one_cycle_resnet50_scratch", "precision": precision, "model_sha256": digest}
+            for precision, digest in fields
+        ]
+        return [name.removeprefix("one_cycle_resnet50_scratch") for name, _ in name_models(models)]
+
+    assert names(("fp32", "a" * 64)) == [""]
+    assert names(("fp32", "a" * 64), ("int8", "b" * 64)) == [" fp32", " int8"]
+    assert names(("fp32", "a" * 64), ("fp32", "b" * 64)) == [f" fp32 {it * 16}" for it in "ab"]
+
+
+@pytest.fixture(scope="module")
+def with_soft_labels(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A network of two classes and a soft label, of random weights."""
     recipe = {
         "classes": {"non": ["normal"], "covid": ["covid"]},
         "soft_labels": {"indeterminate": 0.5},
@@ -177,10 +226,35 @@ def test_one_image_under_two_labels_is_refused(
         input=InputSpec(96, 96),
         training={"recipe": recipe},
     )
-    path = tmp_path / "checkpoint.pt"
+    path = tmp_path_factory.mktemp("soft") / "checkpoint.pt"
     save_checkpoint(build_network("squeezenet1_1", 2).eval(), manifest, path)
+    return path
+
+
+@pytest.mark.parametrize("soft", ["indeterminate", "normal"])
+def test_one_image_under_two_labels_is_refused(
+    soft: str, images: list[LabelledImage], with_soft_labels: Path
+) -> None:
+    """Also where one of the labels is no truth."""
+    twice = [images[0], replace(images[0], label=soft)]
     with pytest.raises(DataError, match=f"the same image is labelled covid and {soft}"):
-        evaluate(path, [images[0], replace(images[0], label=soft)], description="phantoms")
+        evaluate(with_soft_labels, twice, description="phantoms")
+
+
+@pytest.mark.parametrize("assessed", [0, 1])
+def test_images_of_a_soft_label_that_are_not_assessed_are_counted(
+    assessed: int, images: list[LabelledImage], with_soft_labels: Path, tmp_path: Path
+) -> None:
+    """They cost no other figure, not even where none is left."""
+    (tmp_path / "broken.png").write_text("no image")
+    soft = [replace(image, label="indeterminate") for image in images[2 : 2 + assessed]]
+    soft.append(LabelledImage(tmp_path / "broken.png", "indeterminate"))
+    found = evaluate(with_soft_labels, [*images[:2], *soft], description="phantoms")
+    assert (found.images, found.overall.images) == (2, 2)
+    assert found.not_assessed == {"E_NOT_IMAGE": 1}
+    counts = {label: its.images for label, its in (found.soft_labels or {}).items()}
+    assert counts == ({"indeterminate": 1} if assessed else {})
+    assert "not assessed: 1 image: E_NOT_IMAGE" in summary(found.as_dict())
 
 
 def test_a_label_of_no_class_is_named(images: list[LabelledImage], checkpoint: Path) -> None:
@@ -232,3 +306,46 @@ def test_lists_of_numbers_stand_on_one_line_and_nothing_changes() -> None:
     text = as_json(report)
     assert json.loads(text) == report
     assert '"curve": [0.5, 1e-07, -2, 3]' in text
+
+
+@pytest.fixture(scope="module")
+def folder(images: list[LabelledImage], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two of the images and one of a soft label that is none, as DATA of the command line."""
+    folder = tmp_path_factory.mktemp("data")
+    (folder / "broken.png").write_text("no image")
+    rows = [f"{it.path},{it.label}" for it in images[:2]]
+    rows.append("broken.png,indeterminate")
+    (folder / "manifest.csv").write_text("\n".join(["path,label", *rows]))
+    return folder
+
+
+def test_an_image_of_a_soft_label_that_is_not_assessed_gives_exit_code_4(
+    folder: Path, with_soft_labels: Path
+) -> None:
+    done = command("evaluate", with_soft_labels, folder)
+    assert done.returncode == 4, done.stderr
+    assert "not assessed: 1 image: E_NOT_IMAGE" in done.stdout
+
+
+def test_an_output_that_cannot_be_written_is_told_before_anything_is_measured(
+    folder: Path, with_soft_labels: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(measuring, "evaluate", lambda *_, **__: pytest.fail("measured"))
+    (tmp_path / "taken").write_text("")
+    for output in ("taken/x.json", "taken/x.html", "taken"):
+        done = command("evaluate", with_soft_labels, folder, "-o", tmp_path / output)
+        assert done.returncode == 1
+        assert re.fullmatch(r"Error: .*/taken.*: cannot be written: .*\n", done.stderr)
+
+
+def test_figures_are_printed_where_they_cannot_be_written(
+    folder: Path, with_soft_labels: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any) -> None:
+        raise OutputError("x.json: cannot be written: No space left on device")
+
+    monkeypatch.setattr(writing, "write_report", fail)
+    done = command("evaluate", with_soft_labels, folder, "-o", tmp_path / "x.json")
+    assert done.returncode == 1
+    assert "all images" in done.stdout
+    assert done.stderr == "Error: x.json: cannot be written: No space left on device\n"

@@ -5,6 +5,7 @@ Stand-in networks of one line each are classified here, since what they go by mu
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -210,6 +211,16 @@ def test_the_verdict_says_yes_no_or_too_few() -> None:
     assert verdict(areas(0.65, (0.55, 0.75)), 0.7)[0] is False
     assert verdict(areas(None, None), 0.7)[0] is None
     assert verdict(areas(0.8, (0.72, 0.88), (0.65, 0.9)), 0.7)[0] is None
+
+
+def test_many_images_of_few_patients_prove_nothing(images: list[LabelledImage]) -> None:
+    few = [replace(image, patient=f"{image.label}{n % 8}") for n, image in enumerate(images)]
+    found = measure_shortcuts(MeanReader(frame=True), few)
+    assert found.reads_the_source is None
+    assert found.verdict.startswith("May read the source: with the lungs hidden the AUC is ")
+    assert found.verdict.endswith(", all above 0.70, but a class has fewer than 10 patients.")
+    unknown = [replace(image, patient="") for image in images]
+    assert measure_shortcuts(MeanReader(frame=True), unknown).reads_the_source is True
 
 
 def test_the_summary_travels_in_a_manifest(images: list[LabelledImage]) -> None:

@@ -367,12 +367,8 @@ def test_while_the_check_fails_every_layer_is_tried(
 
     verified = quantize_module._verify
     monkeypatch.setattr(Probe, "error", error)
-    for name, value in {
-        "TRIED": 1,
-        "MOST_TRIED": 1,
-        "layer_errors": last,
-        "_verify": checked,
-    }.items():
+    changed = {"TRIED": 1, "MOST_TRIED": 1, "layer_errors": last, "_verify": checked}
+    for name, value in changed.items():
         monkeypatch.setattr(quantize_module, name, value)
     path = saved(tmp_path / "model.onnx", graph(fitted(weights(), data)))
     done = quantize(
