@@ -142,10 +142,6 @@ class ScreenSettings:
 class Screener(Closing):
     """A worker with the images and the folder of a run. The thread that makes it must stay.
 
-    Attributes:
-        stamp: The run.
-        folder: Its results.
-
     Args:
         settings: What is assessed.
         threads: Of the worker; None for what was asked for.
