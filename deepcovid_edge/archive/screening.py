@@ -18,7 +18,7 @@ from deepcovid_edge.archive.shards import (
     remove_unfinished,
 )
 from deepcovid_edge.archive.stamp import SHARD_IMAGES, RunStamp, begin_run
-from deepcovid_edge.archive.worker.process import ImageWorker, WorkerLimits, WorkerSettings
+from deepcovid_edge.archive.worker.process import IMAGE_SECONDS, ImageWorker, WorkerSettings
 from deepcovid_edge.backends import AUTO, choose_file
 from deepcovid_edge.backends.settings import is_address
 from deepcovid_edge.backends.tensorrt.files import SUFFIX
@@ -82,7 +82,7 @@ class ScreenSettings:
         workers: Threads of a worker; None for one a core.
         shard_images: Images of a shard.
         min_free: A shard is not written with less free on the disk, MiB.
-        limits: What reading images may take.
+        image_seconds: As of `WorkerSettings`.
         folder: Folder in which relative paths of images begin.
     """
 
@@ -92,7 +92,7 @@ class ScreenSettings:
     workers: int | None = None
     shard_images: int = SHARD_IMAGES
     min_free: int = LEAST_FREE_MIB
-    limits: WorkerLimits = field(default_factory=WorkerLimits)
+    image_seconds: float = IMAGE_SECONDS
     folder: str = "."
 
     def __post_init__(self) -> None:
@@ -135,16 +135,12 @@ class ScreenSettings:
             count,
             is_limited=not self.on_gpu,
             folder=self.folder,
-            limits=self.limits,
+            image_seconds=self.image_seconds,
         )
 
 
 class Screener(Closing):
     """A worker with the images and the folder of a run. The thread that makes it must stay.
-
-    Attributes:
-        stamp: The run.
-        folder: Its results.
 
     Args:
         settings: What is assessed.

@@ -48,13 +48,7 @@ UNKNOWN = "unknown"
 
 @dataclass(frozen=True)
 class Reasoned(PlainResult):
-    """Images with a reason or a warning.
-
-    Attributes:
-        code: Its code.
-        sentence: Its sentence.
-        images: How many.
-    """
+    """How many images have a reason or a warning."""
 
     code: str
     sentence: str

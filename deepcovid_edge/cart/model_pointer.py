@@ -38,12 +38,7 @@ _ALERT_KEY = "model"
 
 
 class ModelChoice(NamedTuple):
-    """A model and its limits.
-
-    Attributes:
-        name: Shipped name, or a file.
-        site: Its site file, or None.
-    """
+    """A model, by its shipped name or as a file, and its site file."""
 
     name: str
     site: Path | None

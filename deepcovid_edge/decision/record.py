@@ -31,12 +31,7 @@ _PARTS = {"limits": _LIMITS, "site": _SITE, "timings_ms": _TIMINGS}
 
 @dataclass(frozen=True)
 class SiteName:
-    """The site file whose threshold decided.
-
-    Attributes:
-        name: What the clinic called it.
-        sha256: SHA-256 of the file.
-    """
+    """The site file whose threshold decided: the clinic's name for it, and its SHA-256."""
 
     name: str
     sha256: str

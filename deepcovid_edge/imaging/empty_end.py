@@ -96,14 +96,7 @@ class PixelBlock:
 
 @dataclass(frozen=True)
 class _Gap:
-    """Bytes of one value on end in a block.
-
-    Attributes:
-        block: The block.
-        start: Offset of the first of them in the block.
-        end: Offset behind the last.
-        fill: Their value.
-    """
+    """Bytes of one value, `fill`, in a block: from the offset `start` until before `end`."""
 
     block: PixelBlock
     start: int

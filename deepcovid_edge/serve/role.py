@@ -68,11 +68,7 @@ async def _serve(settings: ServeSettings, model: Mapping[str, Any], stop: thread
 
 
 async def _started(assessors: Assessors, stop: threading.Event) -> bool:
-    """Start the processes that assess, unless the server is asked to end first.
-
-    Returns:
-        Whether they are started.
-    """
+    """Start the processes that assess, unless the server is asked to end first."""
     notify(f"EXTEND_TIMEOUT_USEC={(START_SECONDS + _END_SECONDS) * 1e6:.0f}")
     start = asyncio.create_task(assessors.start())
     while not start.done():

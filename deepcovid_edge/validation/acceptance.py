@@ -75,6 +75,10 @@ class AcceptanceRules:
     max_not_assessed: float = 0.10
 
 
+RULES = AcceptanceRules()
+"""The same for every site."""
+
+
 @dataclass(frozen=True)
 class SiteImages:
     """What a model makes of a site's images.
@@ -133,26 +137,22 @@ class Assessment:
     auc: Estimate | None
 
 
-def assess(
-    images: SiteImages, own_threshold: float, name: str, rules: AcceptanceRules | None = None
-) -> Assessment:
+def assess(images: SiteImages, own_threshold: float, name: str) -> Assessment:
     """Assess a model by a site's images.
 
     Args:
         images: At least one of them negative.
         own_threshold: The model's own threshold.
         name: Name of the positive class, for the sentences.
-        rules: What is asked of the model.
     """
-    rules = rules or AcceptanceRules()
     own = OperatingPoint.of(own_threshold, images.scores >= own_threshold, images.positive)
-    site = None if _state(own, rules) == _PASSED else _site_point(images, rules)
+    site = None if _state(own) == _PASSED else _site_point(images)
     area = _area(images)
-    states = _state(own, rules), _state(site, rules) if site else None
+    states = _state(own), _state(site) if site else None
     return Assessment(
-        _verdict(states, area, images, rules),
-        tuple(_reasons(own, site, area, images, rules, name)),
-        _threshold(own, site, states, rules),
+        _verdict(states, area, images),
+        tuple(_reasons(own, site, area, images, name)),
+        _threshold(own, site, states),
         own,
         site,
         area,
@@ -166,25 +166,25 @@ def _area(images: SiteImages) -> Estimate | None:
     return Estimate(auc(*both), area_interval(*both))
 
 
-def _site_point(images: SiteImages, rules: AcceptanceRules) -> OperatingPoint | None:
+def _site_point(images: SiteImages) -> OperatingPoint | None:
     """A threshold of the site, or None where its images are too few."""
-    if not images.positive.any() and images.count(positive=False) >= rules.fewest:
-        return _by_normals(images, rules)
-    if _too_few(images, rules):
+    if not images.positive.any() and images.count(positive=False) >= RULES.fewest:
+        return _by_normals(images)
+    if _too_few(images):
         return None
-    threshold, expected = threshold_for_new_images(images.scores, images.positive, rules.aim)
+    threshold, expected = threshold_for_new_images(images.scores, images.positive, RULES.aim)
     return OperatingPoint.of(
         threshold,
-        _cross_fitted(images, rules),
+        _cross_fitted(images),
         images.positive,
-        rule=f"the highest threshold that is expected to find {rules.aim:.0%} of new positive "
+        rule=f"the highest threshold that is expected to find {RULES.aim:.0%} of new positive "
         "images (split conformal); figures by leaving out one patient at a time",
         expected=expected,
     )
 
 
-def _by_normals(images: SiteImages, rules: AcceptanceRules) -> OperatingPoint | None:
-    alarms = 1 - rules.specificity
+def _by_normals(images: SiteImages) -> OperatingPoint | None:
+    alarms = 1 - RULES.specificity
     threshold = threshold_for_new_negatives(images.scores, alarms)
     if threshold is None:
         return None
@@ -197,34 +197,34 @@ def _by_normals(images: SiteImages, rules: AcceptanceRules) -> OperatingPoint | 
     )
 
 
-def _cross_fitted(images: SiteImages, rules: AcceptanceRules) -> Truth:
+def _cross_fitted(images: SiteImages) -> Truth:
     """Whether each image is called positive at the threshold of all other patients' images."""
     owners = np.array(images.owners)
     called = np.zeros(len(owners), np.bool_)
     for owner in np.unique(owners):
         own = owners == owner
         rest = images.scores[~own], images.positive[~own]
-        called[own] = images.scores[own] >= threshold_for_new_images(*rest, rules.aim)[0]
+        called[own] = images.scores[own] >= threshold_for_new_images(*rest, RULES.aim)[0]
     return called
 
 
-def _state(point: OperatingPoint, rules: AcceptanceRules) -> str:
+def _state(point: OperatingPoint) -> str:
     states = [
-        _compared(point.sensitivity, rules.sensitivity, rules.margin),
-        _compared(point.specificity, rules.specificity, rules.margin),
+        _compared(point.sensitivity, RULES.sensitivity),
+        _compared(point.specificity, RULES.specificity),
     ]
     if _FAILED in states:
         return _FAILED
     return _PASSED if states == [_PASSED] * 2 else _OPEN
 
 
-def _compared(rate: Rate, least: float, margin: float) -> str:
+def _compared(rate: Rate, least: float) -> str:
     low, high = rate.interval_95
     if rate.value is None:
         return _OPEN
     if high < least:
         return _FAILED if _chance_of(rate, least) <= _CHANCE else _OPEN
-    return _PASSED if rate.value >= least and low >= least - margin else _OPEN
+    return _PASSED if rate.value >= least and low >= least - RULES.margin else _OPEN
 
 
 def _chance_of(rate: Rate, least: float) -> float:
@@ -237,53 +237,43 @@ def _chance_of(rate: Rate, least: float) -> float:
     return float(chance)
 
 
-def _verdict(
-    states: tuple[str, str | None],
-    area: Estimate | None,
-    images: SiteImages,
-    rules: AcceptanceRules,
-) -> str:
+def _verdict(states: tuple[str, str | None], area: Estimate | None, images: SiteImages) -> str:
     own, site = states
     if _PASSED in states:
-        doubts = images.synthetic, _too_many_not_assessed(images, rules), _too_few(images, rules)
+        doubts = images.synthetic, _too_many_not_assessed(images), _too_few(images)
         return NOT_ENOUGH if any(doubts) else USABLE
     no_other = site in (None, _FAILED) or area is None  # None: positives are missing
-    if own == _FAILED and (no_other or _no_threshold_can_pass(area, images, rules)):
+    if own == _FAILED and (no_other or _no_threshold_can_pass(area, images)):
         return NOT_USABLE
     return NOT_ENOUGH
 
 
 def _threshold(
-    own: OperatingPoint,
-    site: OperatingPoint | None,
-    states: tuple[str, str | None],
-    rules: AcceptanceRules,
+    own: OperatingPoint, site: OperatingPoint | None, states: tuple[str, str | None]
 ) -> float:
     """The model's own, unless it failed or the site's passed; never lower by normals alone."""
     if site is None or states[0] == _PASSED or states[1] == _FAILED:
         return own.threshold
     if site.sensitivity.value is None:
-        alarms = _compared(own.specificity, rules.specificity, rules.margin)
+        alarms = _compared(own.specificity, RULES.specificity)
         return own.threshold if alarms == _PASSED else max(own.threshold, site.threshold)
     chosen = states[0] == _FAILED or states[1] == _PASSED
     return site.threshold if chosen else own.threshold
 
 
-def _too_few(images: SiteImages, rules: AcceptanceRules) -> bool:
-    return min(images.count(positive=True), images.count(positive=False)) < rules.fewest
+def _too_few(images: SiteImages) -> bool:
+    return min(images.count(positive=True), images.count(positive=False)) < RULES.fewest
 
 
-def _too_many_not_assessed(images: SiteImages, rules: AcceptanceRules) -> bool:
-    return images.not_assessed > rules.max_not_assessed * images.files
+def _too_many_not_assessed(images: SiteImages) -> bool:
+    return images.not_assessed > RULES.max_not_assessed * images.files
 
 
-def _no_threshold_can_pass(
-    area: Estimate | None, images: SiteImages, rules: AcceptanceRules
-) -> bool:
+def _no_threshold_can_pass(area: Estimate | None, images: SiteImages) -> bool:
     """Whether the curve is too low: one through a point covers the rectangle below it."""
-    if area is None or _too_few(images, rules):
+    if area is None or _too_few(images):
         return False
-    return area.interval_95[1] < rules.sensitivity * rules.specificity
+    return area.interval_95[1] < RULES.sensitivity * RULES.specificity
 
 
 def _reasons(
@@ -291,28 +281,27 @@ def _reasons(
     site: OperatingPoint | None,
     area: Estimate | None,
     images: SiteImages,
-    rules: AcceptanceRules,
     name: str,
 ) -> list[str]:
     """What was found, one sentence each."""
     place = f"at the model's own threshold ({own.threshold:.4f})"
-    found = _about_point(own, place, rules, name)
+    found = _about_point(own, place, name)
     if area:
-        found.append(_about_area(area, name, _no_threshold_can_pass(area, images, rules)))
+        found.append(_about_area(area, name, _no_threshold_can_pass(area, images)))
     if site:
-        found += _about_site(site, rules, name)
-    if _too_few(images, rules):
+        found += _about_site(site, name)
+    if _too_few(images):
         counts = images.count(positive=True), images.count(positive=False)
         found.append(
             f"patients: {counts[0]} with and {counts[1]} without {name}; at least "
-            f"{rules.fewest} patients of each are needed for the verdict `usable` or for a site "
+            f"{RULES.fewest} patients of each are needed for the verdict `usable` or for a site "
             "threshold"
         )
     if images.not_assessed:
         were = "was" if images.not_assessed == 1 else "were"
         found.append(f"{images.not_assessed} of {images.files} files {were} not assessed")
-        if _too_many_not_assessed(images, rules):
-            found[-1] += f": more than {rules.max_not_assessed:.0%}, look at the reasons"
+        if _too_many_not_assessed(images):
+            found[-1] += f": more than {RULES.max_not_assessed:.0%}, look at the reasons"
     if images.synthetic:
         found.append(
             f"{number_of(images.synthetic, 'image is', 'images are')} synthetic, not of patients, "
@@ -321,32 +310,31 @@ def _reasons(
     return [f"{sentence[0].upper()}{sentence[1:]}." for sentence in found]
 
 
-def _about_point(point: OperatingPoint, place: str, rules: AcceptanceRules, name: str) -> list[str]:
+def _about_point(point: OperatingPoint, place: str, name: str) -> list[str]:
     spared, found = point.specificity, point.sensitivity
     alarms = (
         f"{place}, {spared.trials - spared.successes} of {spared.trials} images without {name} are "
         f"called positive: specificity {spared.text()}, "
-        f"{_asked(spared, rules.specificity, rules.margin)}"
+        f"{_asked(spared, RULES.specificity)}"
     )
     if not found.trials:
         return [alarms, f"there are no images with {name}: how many it finds here is not known"]
     return [
         alarms,
         f"{place}, {found.successes} of {found.trials} images with {name} are found: "
-        f"sensitivity {found.text()}, {_asked(found, rules.sensitivity, rules.margin)}",
+        f"sensitivity {found.text()}, {_asked(found, RULES.sensitivity)}",
     ]
 
 
-def _asked(rate: Rate, least: float, margin: float) -> str:
-    state = _compared(rate, least, margin)
+def _asked(rate: Rate, least: float) -> str:
+    state = _compared(rate, least)
     required = f"required: at least {least:.0%}"
     if state != _OPEN:
         return f"{required}: {state}"
     if rate.interval_95[1] < least:
         return f"{required}: {state}, as with so few images this may be chance"
-    return (
-        f"{required}, with the lower end of the interval at {least - margin:.0%} or more: {state}"
-    )
+    lower = least - RULES.margin
+    return f"{required}, with the lower end of the interval at {lower:.0%} or more: {state}"
 
 
 def _about_area(area: Estimate, name: str, none_can_pass: bool) -> str:
@@ -358,11 +346,11 @@ def _about_area(area: Estimate, name: str, none_can_pass: bool) -> str:
     return f"{found}, which may be chance" if low <= 0.5 else found
 
 
-def _about_site(site: OperatingPoint, rules: AcceptanceRules, name: str) -> list[str]:
+def _about_site(site: OperatingPoint, name: str) -> list[str]:
     if not site.sensitivity.trials:
         return [
-            f"a threshold of {site.threshold:.4f} would leave about {rules.specificity:.0%} of the "
+            f"a threshold of {site.threshold:.4f} would leave about {RULES.specificity:.0%} of the "
             f"images without {name} negative, but how many images with {name} it misses is unknown"
         ]
     place = f"at the threshold chosen on these images ({site.threshold:.4f})"
-    return _about_point(site, place, rules, name)
+    return _about_point(site, place, name)

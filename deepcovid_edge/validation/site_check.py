@@ -24,7 +24,7 @@ from deepcovid_edge.manifest import VERSION, ModelManifest
 from deepcovid_edge.model import Model, backend_of
 from deepcovid_edge.pipeline.pipeline import PredictSettings
 from deepcovid_edge.reasons import NOTICE, WarningCode
-from deepcovid_edge.validation.acceptance import AcceptanceRules, SiteImages, assess
+from deepcovid_edge.validation.acceptance import RULES, AcceptanceRules, SiteImages, assess
 from deepcovid_edge.validation.decisions import counted
 
 
@@ -116,7 +116,6 @@ def site_check(
     images: Sequence[LabelledImage],
     *,
     name: str,
-    rules: AcceptanceRules | None = None,
     workers: int | None = None,
     progress: Callable[[int], object] = lambda _: None,
 ) -> SiteReport:
@@ -128,7 +127,6 @@ def site_check(
         images: Labelled images of the site, some of them negative. Those with a soft label of the
             model are decided, but count neither right nor wrong.
         name: What the site is called.
-        rules: What is asked of the model.
         workers: Threads; None for those of a `Model`, or one per core.
         progress: Called with the number of images that were classified since its last call.
 
@@ -137,7 +135,7 @@ def site_check(
             two labels.
     """
     backend = backend_of(model)
-    rules, manifest = rules or AcceptanceRules(), backend.manifest
+    manifest = backend.manifest
     check_labels(images, manifest.known_labels | manifest.soft_labels)
     given = model.settings if isinstance(model, Model) else PredictSettings()
     threads = given.workers if workers is None else workers
@@ -150,7 +148,7 @@ def site_check(
             f"{name}: no image without {manifest.positive_class} could be assessed "
             f"({why or 'there is none'}): give at least normal images"
         )
-    found = assess(arrays, manifest.threshold, manifest.positive_class, rules)
+    found = assess(arrays, manifest.threshold, manifest.positive_class)
     is_own, limits = found.threshold == manifest.threshold, manifest.indeterminate_range
     threshold = {"positive_class": manifest.positive_class, "threshold": manifest.threshold}
     return SiteReport(
@@ -162,7 +160,7 @@ def site_check(
         model={**identity(backend), **threshold},
         data=classified.data(manifest),
         decisions=classified.decisions(),
-        rules=rules,
+        rules=RULES,
     )
 
 

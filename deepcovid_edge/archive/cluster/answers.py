@@ -14,6 +14,11 @@ from deepcovid_edge.archive.screening import ScreenSettings
 from deepcovid_edge.errors import require
 
 EXTRA = "ray"
+_RESTARTS = 3
+"""How often an actor is started again."""
+_RETRIES = 120
+"""How often a shard is given again. Ray tries every second until it knows that a machine is lost,
+and a shard that is there already costs nothing."""
 
 
 @dataclass(frozen=True)
@@ -26,8 +31,6 @@ class PoolRequest:
         shards: Numbers of the shards.
         marker: A file of the results folder that this command has written.
         count: Handle of an `ImageCount`.
-        restarts: How often an actor is started again.
-        retries: How often a shard is given again.
     """
 
     settings: ScreenSettings
@@ -35,8 +38,6 @@ class PoolRequest:
     shards: tuple[int, ...]
     marker: str
     count: Any
-    restarts: int
-    retries: int
 
 
 def answers(request: PoolRequest) -> Iterator[Finished]:
@@ -62,8 +63,8 @@ def answers(request: PoolRequest) -> Iterator[Finished]:
             },
             num_cpus=request.plan.cpus,
             num_gpus=request.plan.gpus or None,
-            max_restarts=request.restarts,
-            max_task_retries=request.retries,
+            max_restarts=_RESTARTS,
+            max_task_retries=_RETRIES,
         )
     for batch in found.iter_batches(batch_size=None, batch_format="pyarrow"):
         yield from map(Finished.from_json, batch["answer"].to_pylist())

@@ -62,18 +62,11 @@ class ClusterSettings:
         address: `ray` for this machine; else where the cluster is.
         actors: Actors; None for as many as fit.
         patience: Longest time without an image, seconds.
-        restarts: How often an actor is started again.
-        retries: How often a shard is given again. Ray tries every second until it knows that a
-            machine is lost, and a shard that is there already costs nothing.
-        cpus: CPUs that Ray counts on this machine; None for all.
     """
 
     address: str = THIS_MACHINE
     actors: int | None = None
     patience: float = 600.0
-    restarts: int = 3
-    retries: int = 120
-    cpus: int | None = None
 
 
 class RayRun(Closing):
@@ -172,8 +165,6 @@ class RayRun(Closing):
             tuple(shards),
             str(self._marker.absolute()),
             count,
-            self._cluster.restarts,
-            self._cluster.retries,
         )
         if self._cluster.address.startswith(_CLIENT):
             return answers_on_cluster(self._ray, request)
@@ -253,7 +244,7 @@ def _connected(cluster: ClusterSettings) -> ModuleType:
     if cluster.address == THIS_MACHINE:
         quiet |= {
             "address": "local",
-            "num_cpus": cluster.cpus or default_workers(),
+            "num_cpus": default_workers(),
             "object_store_memory": _STORE_BYTES,
             "include_dashboard": False,
         }

@@ -108,18 +108,15 @@ def _check_summary_alone() -> None:
 
 def _settings(manifest: Path, output: Path, options: dict[str, Any]) -> ScreenSettings:
     from deepcovid_edge.archive.screening import ScreenSettings
-    from deepcovid_edge.archive.worker.process import WorkerLimits
 
-    names = ("workers", "min_free")
-    own = {name: options.pop(name) for name in names}
-    shard_images, seconds = options.pop("shard_size"), options.pop("image_seconds")
+    own = {name: options.pop(name) for name in ("workers", "min_free", "image_seconds")}
+    shard_images = options.pop("shard_size")
     site = options.pop("site")
     return ScreenSettings(
         manifest,
         output,
         {**options, "site": str(site.absolute()) if site else None},
         shard_images=shard_images,
-        limits=WorkerLimits(image_seconds=seconds),
         **own,
     )
 

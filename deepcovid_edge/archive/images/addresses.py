@@ -61,11 +61,7 @@ def close_stores() -> None:
 
 
 class NumberedPath(str):
-    """A path that knows its place among the images of its worker.
-
-    Attributes:
-        number: The place.
-    """
+    """A path that knows its place among the images of its worker."""
 
     __slots__ = ("number",)
     number: int

@@ -32,11 +32,7 @@ _PARTS, _SETTINGS, _LOCK = ".parts", "listing.json", ".lock"
 
 
 class ListParts:
-    """The folder of finished parts, beside the manifest.
-
-    Attributes:
-        folder: The folder.
-    """
+    """The folder of finished parts, beside the manifest."""
 
     def __init__(self, output: Path, folders: tuple[str, ...], rows: int) -> None:
         self._output, self._folders, self._rows = output, folders, rows

@@ -17,7 +17,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -45,23 +45,11 @@ _MOST_DEATHS = 5
 """Ends of the child with neither a record nor a cause between them: it is not the images then."""
 
 
-@dataclass(frozen=True)
-class WorkerLimits:
-    """What reading images may take.
-
-    Attributes:
-        image_seconds: Longest time for reading one image, and for a batch of the network.
-        base_bytes: Address space of a child with its libraries and its model, bytes.
-        thread_bytes: More of it for each thread: an image of the largest size, and its copies.
-    """
-
-    image_seconds: float = 120.0
-    base_bytes: int = 4 << 30
-    thread_bytes: int = 2 << 30
-
-    def memory(self, threads: int) -> int:
-        """Address space of a child, bytes."""
-        return self.base_bytes + threads * self.thread_bytes
+_BASE_BYTES = 4 << 30
+"""Address space of a child with its libraries and its model."""
+_THREAD_BYTES = 2 << 30
+"""More of it for each thread: an image of the largest size, and its copies."""
+IMAGE_SECONDS = 120.0
 
 
 @dataclass(frozen=True)
@@ -72,15 +60,15 @@ class WorkerSettings:
         model: Keywords of `Model`.
         threads: Of the child.
         is_limited: Whether its memory is limited; drivers of GPUs reserve more than there is.
-        limits: What reading images may take.
         folder: Folder in which relative paths begin.
+        image_seconds: Longest time for reading one image, and for a batch of the network.
     """
 
     model: Mapping[str, Any]
     threads: int
     is_limited: bool = True
     folder: str = "."
-    limits: WorkerLimits = field(default_factory=WorkerLimits)
+    image_seconds: float = IMAGE_SECONDS
 
 
 class WorkerFailedError(OutputError):
@@ -336,7 +324,7 @@ class _Child:
     """The child process; it may begin a request before it has answered the one before."""
 
     def __init__(self, settings: WorkerSettings, journal: Journal) -> None:
-        self._limits, self._journal = settings.limits, journal
+        self._image_seconds, self._journal = settings.image_seconds, journal
         path = json.dumps([os.path.abspath(place or ".") for place in sys.path])  # noqa: PTH100
         self._process = subprocess.Popen(
             ending_with_this([sys.executable, "-c", _PROGRAM, path, str(journal.handle)]),
@@ -353,7 +341,8 @@ class _Child:
         with suppress(OSError):  # more than this user may have; the child waits sooner then
             fcntl.fcntl(self._process.stdout, fcntl.F_SETPIPE_SZ, _BLOCK)
         self._rest = b""
-        memory = settings.limits.memory(settings.threads) if settings.is_limited else None
+        most = _BASE_BYTES + settings.threads * _THREAD_BYTES
+        memory = most if settings.is_limited else None
         try:
             self._send({"model": {**settings.model, "workers": settings.threads}, "memory": memory})
             self.ready = self._answer(START_SECONDS)
@@ -438,7 +427,7 @@ class _Child:
             if waited > seconds:
                 raise _WorkerDiedError(f"no answer in {seconds:g} s")
             return
-        limit = self._limits.image_seconds
+        limit = self._image_seconds
         slow = any(one.seconds > limit for one in self._journal.under_way())
         if slow or waited > 2 * limit:  # the network may hang too
             raise _WorkerDiedError(f"took longer than {limit:g} s")

@@ -149,9 +149,6 @@ def build(
         settings: How it is built.
         progress: Called with what the builder reports.
 
-    Returns:
-        The engine and its facts.
-
     Raises:
         ModelFileError: The file carries no manifest, or a graph that TensorRT does not take.
         NotThereError: TensorRT, or a GPU to build for, is not there.

@@ -242,9 +242,6 @@ def check_engine(engine: Path, device: Fit, *, parent_sha256: str | None = None)
         device: What this device offers.
         parent_sha256: SHA-256 of the model it should have been made of, if that is known.
 
-    Returns:
-        Its facts.
-
     Raises:
         EngineMismatchError: The engine was changed since it was built, or does not fit the device,
             its TensorRT or its parent; the message has the command that builds a fitting one.
@@ -260,9 +257,6 @@ def check_engine(engine: Path, device: Fit, *, parent_sha256: str | None = None)
 
 def read_engine(engine: Path, device: Fit) -> tuple[EngineFacts, bytes]:
     """Read an engine to deserialise it: the bytes that were checked, and no others.
-
-    Returns:
-        Its facts and its content.
 
     Raises:
         NotThereError: The file cannot be read.

@@ -29,12 +29,7 @@ _N, _R, _P, _BYTES = 1 << 14, 8, 1, 32
 
 @dataclass(frozen=True)
 class Pin:
-    """The hash of a PIN.
-
-    Attributes:
-        salt: Random.
-        digest: scrypt of the PIN.
-    """
+    """The hash of a PIN: scrypt, with a random salt."""
 
     salt: bytes
     digest: bytes

@@ -40,12 +40,7 @@ class PostRejectedError(Exception):
 
 @dataclass(frozen=True)
 class SentFile:
-    """A file of a form.
-
-    Attributes:
-        name: What its sender calls it.
-        data: Its bytes.
-    """
+    """A file of a form, and what its sender calls it."""
 
     name: str
     data: bytes
@@ -53,12 +48,7 @@ class SentFile:
 
 @dataclass(frozen=True)
 class Posted:
-    """A form of this page.
-
-    Attributes:
-        fields: Name -> value.
-        files: Its files.
-    """
+    """A form of this page: the values of its fields by their names, and its files."""
 
     fields: dict[str, str]
     files: Sequence[SentFile] = ()

@@ -33,13 +33,22 @@ _PENDING = (0xFF00, 0xFF01)
 class Sender(Closing, ABC):
     """Sends objects to one destination, for one thread; any may call `cut` and `stop`."""
 
-    @abstractmethod
     def send(self, delivery: Delivery) -> Answer:
-        """Send an object and wait for the answer."""
+        """Send an object, once its file is what was built, and wait for the answer."""
+        try:
+            built = read_built(delivery)
+        except ObjectDamagedError as error:
+            return Answer(str(error), "permanent", "file")
+        return self._send(delivery, built)
 
     @abstractmethod
+    def _send(self, delivery: Delivery, built: DataSet) -> Answer:
+        """Send what was built."""
+
     def has(self, delivery: Delivery) -> bool | None:
-        """Whether the destination has an object; None where it does not say."""
+        """Whether the destination has an object; None where it does not say, as here."""
+        del delivery
+        return None
 
     @abstractmethod
     def check(self) -> Answer:
@@ -100,16 +109,7 @@ class DimseSender(Sender):
         self._kinds: list[tuple[str, str]] = []
         self._message = 0
 
-    def send(self, delivery: Delivery) -> Answer:
-        """Send an object and wait for the answer.
-
-        Args:
-            delivery: The object; its file's bytes are checked first.
-        """
-        try:
-            built = read_built(delivery)
-        except ObjectDamagedError as error:
-            return Answer(str(error), "permanent", "file")
+    def _send(self, delivery: Delivery, built: DataSet) -> Answer:
         if failure := self._open_for(delivery.sop_class, built.syntax):
             return failure
         data = built.data[built.start :]

@@ -17,8 +17,9 @@ from urllib.parse import urlsplit
 from deepcovid_edge.cart.config import Destination
 from deepcovid_edge.cart.send.answers import Answer, answer_of, no_answer
 from deepcovid_edge.cart.send.association import Severable, Timeouts, tls_context
-from deepcovid_edge.cart.send.dimse import ObjectDamagedError, Sender, read_built
+from deepcovid_edge.cart.send.dimse import Sender
 from deepcovid_edge.cart.store.deliveries import Delivery
+from deepcovid_edge.imaging.dicom.syntaxes import DataSet
 
 _REFERENCED, _FAILED = "00081199", "00081198"
 _SOP_UID, _REASON = "00081155", "00081197"
@@ -38,7 +39,7 @@ _REFUSED_OBJECT = {413: "too large", 415: "media type not supported", 422: "cann
 
 
 class StowSender(Severable, Sender):
-    """Sends to a STOW-RS service.
+    """Sends to a STOW-RS service, and asks none: the configuration has no QIDO-RS.
 
     Args:
         destination: Where to; its `url` is that of the service, without `/studies`.
@@ -60,16 +61,7 @@ class StowSender(Severable, Sender):
         self._tls = tls_context(destination) if url.scheme == "https" else None
         self._connection: http.client.HTTPConnection | None = None
 
-    def send(self, delivery: Delivery) -> Answer:
-        """Send an object and wait for the answer.
-
-        Args:
-            delivery: The object; its file's bytes are checked first.
-        """
-        try:
-            built = read_built(delivery)
-        except ObjectDamagedError as error:
-            return Answer(str(error), "permanent", "file")
+    def _send(self, delivery: Delivery, built: DataSet) -> Answer:
         boundary = secrets.token_hex(16)
         head = f"--{boundary}\r\nContent-Type: application/dicom\r\n\r\n".encode()
         body = head + built.data + f"\r\n--{boundary}--\r\n".encode()
@@ -84,11 +76,6 @@ class StowSender(Severable, Sender):
             self.close()
             return no_answer("no answer: connection lost, or too slow", is_uncertain=True)
         return _meaning(delivery, status, answer)
-
-    def has(self, delivery: Delivery) -> bool | None:
-        """None: the configuration has no QIDO-RS."""
-        del delivery
-        return None
 
     def check(self) -> Answer:
         """Whether a service is there: a request to store nothing, which every one declines.

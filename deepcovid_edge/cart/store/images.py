@@ -35,15 +35,7 @@ class ClaimedImage:
 
 @dataclass(frozen=True)
 class BuiltObject:
-    """A DICOM object of a result, whose file is on the disk already.
-
-    Attributes:
-        kind: `sr` or `sc`.
-        sop_class: SOP class UID.
-        sop_uid: SOP instance UID.
-        path: The file.
-        sha256: SHA-256 of the file.
-    """
+    """A DICOM object of a result, `sr` or `sc`, whose file is on the disk already."""
 
     kind: str
     sop_class: str

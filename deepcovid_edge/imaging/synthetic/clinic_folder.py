@@ -33,9 +33,6 @@ def write_phantoms(folder: Path, count: int = 6, *, dicom: bool = False) -> list
         count: Number of images.
         dicom: Write DICOM files instead of PNG files, each in a study of its own.
 
-    Returns:
-        The files, in order.
-
     Raises:
         MissingDependencyError: `dicom`, and pydicom is not installed; no file is written.
         OutputError: A file of such a name is there with another content; no file is written.
@@ -52,9 +49,6 @@ def write_clinic_folder(folder: Path, count: int = 6, *, dicom: bool = False) ->
         folder: Created if need be.
         count: Number of phantoms.
         dicom: Write the phantoms as DICOM files.
-
-    Returns:
-        The files, in order.
 
     Raises:
         MissingDependencyError: pydicom is not installed; no file is written.

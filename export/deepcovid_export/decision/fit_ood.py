@@ -101,9 +101,6 @@ def fit_model(
             splits `train` and `paediatric` are fitted on, none of any split counts as an adult.
             None for a model that does not recognise children.
 
-    Returns:
-        The manifest inside the file.
-
     Raises:
         DataError: A split is missing or has too few images.
         ModelFileError: The model is not FP32, or has no stage whose features could be pooled.

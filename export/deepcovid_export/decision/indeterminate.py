@@ -115,9 +115,6 @@ def fit_model_indeterminate_range(path: Path, images: Sequence[LabelledImage]) -
         path: The .onnx file, whose threshold `train` chose on these images.
         images: Labelled images of `val`.
 
-    Returns:
-        The new manifest of the file.
-
     Raises:
         UsageError: The manifest does not state the sensitivity that the threshold was chosen for.
         DataError: No image was assessed.

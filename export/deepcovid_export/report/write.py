@@ -18,12 +18,7 @@ _NO_REPORTS = {".csv", ".jsonl", ".pdf", ".txt", ".md"}
 
 @dataclass(frozen=True)
 class Targets:
-    """Files of a report.
-
-    Attributes:
-        json: Where the figures go, or None.
-        html: Where the page goes, or None.
-    """
+    """Files of a report: of its figures and of its page; None for one that is not written."""
 
     json: Path | None
     html: Path | None

@@ -30,12 +30,7 @@ _PATIENCE = timedelta(minutes=30)
 
 @dataclass(frozen=True)
 class Processes:
-    """This process among those of the run.
-
-    Attributes:
-        rank: Number of this process, from 0.
-        count: Number of processes.
-    """
+    """This process among those of the run: its number, from 0, and how many there are."""
 
     rank: int = 0
     count: int = 1

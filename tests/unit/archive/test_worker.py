@@ -23,12 +23,7 @@ pytest.importorskip("pyarrow", reason="workers need extra archive")
 from deepcovid_edge.archive.images.image_list import ListedImage
 from deepcovid_edge.archive.stamp import plain_facts
 from deepcovid_edge.archive.worker import child, process
-from deepcovid_edge.archive.worker.process import (
-    ImageWorker,
-    WorkerFailedError,
-    WorkerLimits,
-    WorkerSettings,
-)
+from deepcovid_edge.archive.worker.process import ImageWorker, WorkerFailedError, WorkerSettings
 from deepcovid_edge.cli.exit_codes import ExitCode, exit_code
 from deepcovid_edge.decision.record import RunFacts
 from deepcovid_edge.errors import DeepCovidEdgeError, ServerMismatchError
@@ -189,7 +184,7 @@ def test_a_child_that_dies_costs_neither_request_an_image(worker: ImageWorker) -
 def test_a_child_that_takes_no_request_is_not_waited_for_for_ever(
     worker: ImageWorker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    settings = replace(worker.settings, limits=WorkerLimits(image_seconds=0.2))
+    settings = replace(worker.settings, image_seconds=0.2)
     with ImageWorker(settings) as made, pytest.raises(WorkerFailedError, match="took longer"):
         each(made, ["stops"], ["x" * 1000] * 1000)
 

@@ -10,9 +10,7 @@ import pytest
 
 from deepcovid_edge.decision.site_file import NOT_ENOUGH, NOT_USABLE, USABLE
 from deepcovid_edge.decision.thresholds import threshold_for_new_images, threshold_for_new_negatives
-from deepcovid_edge.validation.acceptance import AcceptanceRules, Assessment, SiteImages, assess
-
-RULES = AcceptanceRules()
+from deepcovid_edge.validation.acceptance import RULES, Assessment, SiteImages, assess
 
 
 def images(
