@@ -19,9 +19,9 @@ from cart_store import Store, open_store
 from dicom_files import dataset, written
 
 from deepcovid_edge.cart.config import CartConfig, read_config
+from deepcovid_edge.cart.heartbeat import RECEIVER, WORKER, Heartbeat
 from deepcovid_edge.cart.page.role import page
 from deepcovid_edge.cart.pictures import MAP, write_pictures
-from deepcovid_edge.cart.store.heartbeat import RECEIVER, WORKER, Heartbeat
 from deepcovid_edge.cart.store.images import Settled
 from deepcovid_edge.cart.store.intake import Arrival
 from deepcovid_edge.files import write_atomically

@@ -23,8 +23,8 @@ from cart_store import Store, open_store
 from PIL import Image
 from whole_cart import phantom_image
 
+from deepcovid_edge.cart.heartbeat import RECEIVER, WORKER, Heartbeat
 from deepcovid_edge.cart.page.access import Pin
-from deepcovid_edge.cart.store.heartbeat import RECEIVER, WORKER, Heartbeat
 from deepcovid_edge.cart.store.images import BuiltObject, Settled
 from deepcovid_edge.cart.work.assessment import AssessmentRequest
 from deepcovid_edge.cart.work.assessor_child import loaded_assessor

@@ -9,8 +9,8 @@ from typing import Any
 
 from deepcovid_edge.cart.alerts import Alert, AlertCode, UnknownCode
 from deepcovid_edge.cart.config import CartConfig
+from deepcovid_edge.cart.heartbeat import RECEIVER, WORKER, silent_since
 from deepcovid_edge.cart.model_pointer import ModelChoice, RunningModel, model_in_use, running_model
-from deepcovid_edge.cart.store.heartbeat import RECEIVER, WORKER, silent_since
 from deepcovid_edge.cart.store.ledger import Ledger
 from deepcovid_edge.cart.store.schema import IMAGE_STATES, OUTBOX_STATES
 from deepcovid_edge.errors import UsageError

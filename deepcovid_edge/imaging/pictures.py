@@ -73,7 +73,8 @@ from deepcovid_edge.imaging.signatures import (
     unread_format,
     webp_ends_in_zeros,
 )
-from deepcovid_edge.imaging.tiff import (
+from deepcovid_edge.imaging.tiff.damage import check_compressed
+from deepcovid_edge.imaging.tiff.directory import (
     IN_PLANES,
     MAGIC,
     TILE_ROWS,
@@ -86,7 +87,6 @@ from deepcovid_edge.imaging.tiff import (
     unread_compression,
     usual_tiff,
 )
-from deepcovid_edge.imaging.tiff_damage import check_compressed
 from deepcovid_edge.reasons import Reason, WarningCode
 
 if TYPE_CHECKING:

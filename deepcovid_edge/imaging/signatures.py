@@ -12,8 +12,8 @@ import struct
 import zlib
 from collections.abc import Callable, Iterator
 
-from deepcovid_edge.imaging import tiff
 from deepcovid_edge.imaging.dicom.syntaxes import is_bare_data_set
+from deepcovid_edge.imaging.tiff import directory as tiff
 
 _PNG = b"\x89PNG\r\n\x1a\n"
 _KNOWN = {

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 
 from deepcovid_edge.cart.alerts import AlertCode
 from deepcovid_edge.cart.config import CartConfig
+from deepcovid_edge.cart.heartbeat import RECEIVER, WORKER, runs
 from deepcovid_edge.cart.model_pointer import model_in_use
 from deepcovid_edge.cart.store.clock import clock_is_plausible
-from deepcovid_edge.cart.store.heartbeat import RECEIVER, WORKER, runs
 from deepcovid_edge.cart.store.ledger import Ledger, LedgerBusyError
 from deepcovid_edge.cart.store.schema import (
     ASSESSING,

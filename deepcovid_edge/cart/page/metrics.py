@@ -12,9 +12,9 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import GaugeMetricFamily, Metric
 
 from deepcovid_edge.cart.config import CartConfig
+from deepcovid_edge.cart.heartbeat import RECEIVER, runs
 from deepcovid_edge.cart.page.health import assessor_works, free_bytes
 from deepcovid_edge.cart.status import read_status
-from deepcovid_edge.cart.store.heartbeat import RECEIVER, runs
 from deepcovid_edge.cart.store.ledger import Ledger
 from deepcovid_edge.cart.store.spool import Spool
 

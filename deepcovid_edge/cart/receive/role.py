@@ -8,11 +8,11 @@ import threading
 import time
 
 from deepcovid_edge.cart.config import CartConfig
+from deepcovid_edge.cart.heartbeat import RECEIVER, Heartbeat
 from deepcovid_edge.cart.receive.commitment import Commitments
 from deepcovid_edge.cart.receive.folder import FolderWatch, clear_alerts_of_removed
 from deepcovid_edge.cart.receive.guards import set_up_pynetdicom
 from deepcovid_edge.cart.receive.receiver import Receiver
-from deepcovid_edge.cart.store.heartbeat import RECEIVER, Heartbeat
 from deepcovid_edge.cart.store.intake import Intake
 from deepcovid_edge.cart.store.ledger import Ledger, LedgerBusyError
 from deepcovid_edge.cart.store.opening import open_store

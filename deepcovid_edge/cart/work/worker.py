@@ -20,9 +20,9 @@ from pathlib import Path
 
 from deepcovid_edge.cart.alerts import AlertCode
 from deepcovid_edge.cart.config import CartConfig
+from deepcovid_edge.cart.heartbeat import WORKER, Heartbeat
 from deepcovid_edge.cart.model_pointer import ModelChoice, model_in_use, note_running
 from deepcovid_edge.cart.store.clock import now_utc
-from deepcovid_edge.cart.store.heartbeat import WORKER, Heartbeat
 from deepcovid_edge.cart.store.images import ClaimedImage, Images, Settled
 from deepcovid_edge.cart.store.ledger import Ledger, LedgerBusyError, LedgerFullError
 from deepcovid_edge.cart.store.rebuild import RECORD_NAME, settled_text

@@ -16,8 +16,8 @@ from test_tiff import in_pieces, strips
 
 from deepcovid_edge.errors import NotAssessedError
 from deepcovid_edge.imaging.radiograph import Radiograph
-from deepcovid_edge.imaging.tiff import SIZES, STARTS, read_directory
-from deepcovid_edge.imaging.tiff_damage import check_compressed
+from deepcovid_edge.imaging.tiff.damage import check_compressed
+from deepcovid_edge.imaging.tiff.directory import SIZES, STARTS, read_directory
 from deepcovid_edge.reasons import Reason
 
 Decode = Callable[..., Radiograph]

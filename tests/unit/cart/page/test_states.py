@@ -20,10 +20,10 @@ from click.testing import CliRunner
 
 from deepcovid_edge.cart.alerts import AlertCode, UnknownCode
 from deepcovid_edge.cart.commands import command
+from deepcovid_edge.cart.heartbeat import ALIVE_SECONDS, RECEIVER, WORKER
 from deepcovid_edge.cart.page import health, images
 from deepcovid_edge.cart.page.changes import LOOK_SECONDS
 from deepcovid_edge.cart.page.statistics import read_statistics
-from deepcovid_edge.cart.store.heartbeat import ALIVE_SECONDS, RECEIVER, WORKER
 from deepcovid_edge.cart.store.ledger import Ledger, LedgerBusyError, LedgerDamagedError
 from deepcovid_edge.cart.store.retention import RetentionSettings, delete_old
 from deepcovid_edge.cart.store.schema import ASSESSOR_KEY, HAS_NONE, IMAGE_STATES

@@ -15,9 +15,9 @@ from cart_store import damage_table, make_image, open_store
 
 from deepcovid_edge.cart.alerts import AlertCode
 from deepcovid_edge.cart.config import CartConfig, CartSettings, ReceiveSettings
+from deepcovid_edge.cart.heartbeat import RECEIVER, runs
 from deepcovid_edge.cart.receive import folder
 from deepcovid_edge.cart.receive.role import receive
-from deepcovid_edge.cart.store.heartbeat import RECEIVER, runs
 from deepcovid_edge.cart.store.ledger import Ledger
 
 GONE = (AlertCode.FOLDER_GONE, AlertCode.FILES_UNREAD, AlertCode.IMAGE_TOO_LARGE)

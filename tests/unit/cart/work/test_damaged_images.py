@@ -11,8 +11,8 @@ import pytest
 from cart_store import Store, record
 
 from deepcovid_edge.cart.config import CartConfig, CartSettings, Destination, ReceiveSettings
+from deepcovid_edge.cart.heartbeat import ALIVE_SECONDS, WORKER, Heartbeat
 from deepcovid_edge.cart.page.health import assessor_works
-from deepcovid_edge.cart.store.heartbeat import ALIVE_SECONDS, WORKER, Heartbeat
 from deepcovid_edge.cart.store.images import ClaimedImage, Settled
 from deepcovid_edge.cart.store.ledger import LedgerBusyError
 from deepcovid_edge.cart.store.rebuild import RECORD_NAME

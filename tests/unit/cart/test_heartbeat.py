@@ -6,8 +6,8 @@ import time
 
 from cart_store import Store
 
-from deepcovid_edge.cart.store import heartbeat
-from deepcovid_edge.cart.store.heartbeat import RECEIVER, WORKER, Heartbeat, runs, silent_since
+from deepcovid_edge.cart import heartbeat
+from deepcovid_edge.cart.heartbeat import RECEIVER, WORKER, Heartbeat, runs, silent_since
 
 
 def test_before_the_cart_ran_first_nobody_is_missed(store: Store) -> None:

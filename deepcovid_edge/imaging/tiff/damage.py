@@ -18,7 +18,7 @@ from deepcovid_edge.errors import NotAssessedError, one_line
 from deepcovid_edge.imaging.jpeg import decode_jpeg, jpeg_with_end, segments
 from deepcovid_edge.imaging.radiograph import MAX_PIXELS
 from deepcovid_edge.imaging.signatures import is_cut_off
-from deepcovid_edge.imaging.tiff import (
+from deepcovid_edge.imaging.tiff.directory import (
     BITS,
     COMPRESSION,
     HEIGHT,

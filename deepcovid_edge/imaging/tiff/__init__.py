@@ -1,0 +1,1 @@
+"""TIFF files: their directories, and whether the stored pixels are whole."""
