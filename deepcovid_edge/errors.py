@@ -28,7 +28,7 @@ import sys
 from contextlib import contextmanager, nullcontext
 from importlib import import_module
 from threading import RLock
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from deepcovid_edge.reasons import Reason
 
@@ -39,6 +39,14 @@ if TYPE_CHECKING:
 
 class DeepCovidEdgeError(Exception):
     """Base of every error that deepcovid-edge raises on purpose."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickled without its constructor: some make their message of parts."""
+        return _restored, (type(self), *self.args), self.__dict__
+
+
+def _restored(kind: type[DeepCovidEdgeError], *args: object) -> DeepCovidEdgeError:
+    return kind.__new__(kind, *args)
 
 
 class UsageError(DeepCovidEdgeError):
@@ -114,9 +122,7 @@ def of_kind(name: str, message: str) -> DeepCovidEdgeError | None:
     kind = globals().get(name)
     if not (isinstance(kind, type) and issubclass(kind, DeepCovidEdgeError)):
         return None
-    error = kind.__new__(kind)  # some make their message of parts
-    error.args = (message,)
-    return error
+    return kind.__new__(kind, message)  # some make their message of parts
 
 
 _CALLERS = {"openvino": "openvino_telemetry", "pydicom": "requests"}

@@ -291,7 +291,9 @@ def read_manifest(path: Path) -> ModelManifest:
     try:
         metadata = dict(_metadata_props(data))
     except ValueError as error:
-        raise ModelFileError(f"{path}: not an ONNX model ({error})") from error
+        raise ModelFileError(
+            f"{path}: not an ONNX model ({error}), expected a file of `deepcovid-edge export`"
+        ) from error
     if METADATA_KEY not in metadata:
         raise ModelFileError(
             f"{path}: ONNX model without a deepcovid_edge manifest, so classes, threshold and "

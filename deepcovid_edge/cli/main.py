@@ -7,8 +7,10 @@ import gc
 import re
 import signal
 import sys
+from collections.abc import Collection
 from dataclasses import dataclass
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 import click
@@ -74,11 +76,13 @@ class CommandTable(click.Group):
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command; errors of the library speak of its options as a user types them."""
+        words = ctx.args
         try:
             return super().invoke(ctx)
         except DeepCovidEdgeError as error:
+            given = {str(Path(word.partition("=")[2] or word)) for word in words}
             command = self.get_command(ctx, ctx.invoked_subcommand or "")
-            error.args = (_with_dashes(str(error), command),)
+            error.args = (_with_dashes(str(error), command, given),)
             raise
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
@@ -87,11 +91,16 @@ class CommandTable(click.Group):
             formatter.write_dl([(name, entry.help) for name, entry in COMMANDS.items()])
 
 
-def _with_dashes(message: str, command: click.Command | None) -> str:
-    """The message with its subject written as an option: `batch_size:` as `--batch-size:`."""
+def _with_dashes(message: str, command: click.Command | None, given: Collection[str]) -> str:
+    """The message with its subject written as an option: `batch_size:` as `--batch-size:`.
+
+    A subject that was given on the command line is no option: a folder may be called `images`.
+    """
     subject = re.match(r"\w+(?=[: ])", message)
-    for option in command.params if command and subject else ():
-        if isinstance(option, click.Option) and subject and option.name == subject[0]:
+    if command is None or subject is None or subject[0] in given:
+        return message
+    for option in command.params:
+        if isinstance(option, click.Option) and option.name == subject[0]:
             return f"{max(option.opts, key=len)}{message[subject.end() :]}"
     return message
 

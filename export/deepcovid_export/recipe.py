@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,6 +13,8 @@ from deepcovid_edge.manifest import InputSpec, ResizeRule
 from deepcovid_export.settings import build_settings, check, merge, parse_assignment, read_table
 
 SHIPPED = Path(__file__).parent / "recipes"
+_SMALL = 5 / 7
+"""Sides of the images of the first epochs, as a share of the network's input."""
 
 
 @dataclass(frozen=True)
@@ -346,6 +348,7 @@ class Recipe:
         )
         self._check_groups()
         self._check_square()
+        self._check_small_epochs()
         if unknown := sorted(set(self.fit.repeat) - set(self.classes)):
             raise ValueError(f"fit.repeat: got {unknown[0]!r}, expected one of {[*self.classes]}")
 
@@ -388,6 +391,17 @@ class Recipe:
                 "equal sides: set augment.square to false"
             )
 
+    def _check_small_epochs(self) -> None:
+        if not self.fit.small_epochs:
+            return
+        try:
+            smaller(self.input)
+        except ValueError as error:
+            raise ValueError(
+                f"fit.small_epochs: got {self.fit.small_epochs}, whose input of 5/7 of the sides "
+                f"is too small ({error}): set it to 0, or a larger input"
+            ) from error
+
     @property
     def positive_index(self) -> int:
         """Index of the positive class."""
@@ -412,6 +426,15 @@ class Recipe:
             ValueError: A setting is unknown, missing, of another type or out of range.
         """
         return build_settings(cls, values)
+
+
+def smaller(spec: InputSpec) -> InputSpec:
+    """The input of the first, quicker epochs (`fit.small_epochs`).
+
+    Raises:
+        ValueError: It is smaller than a network takes.
+    """
+    return replace(spec, height=round(spec.height * _SMALL), width=round(spec.width * _SMALL))
 
 
 def load_recipe(name: str, changes: Sequence[str] = ()) -> Recipe:

@@ -260,6 +260,15 @@ def test_the_command_line_adds_the_dashes(
     assert capsys.readouterr().err == "Error: --batch-size: got 0, expected 1 to 1024\n"
 
 
+def test_a_folder_that_is_called_like_an_option_gets_no_dashes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "source").mkdir()
+    assert run(["site-check", "source/", "--model", "squeezenet1_1"]) == 1
+    assert capsys.readouterr().err.startswith("Error: source: no labelled image found")
+
+
 def test_a_variant_that_is_not_there_is_named_with_those_that_are() -> None:
     with pytest.raises(NotThereError, match=r"variant: got 'int4', .* has fp32, int8-cpu: make it"):
         Model(variant="int4")

@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from deepcovid_edge import errors
 from deepcovid_edge.decision.record import SiteName
 from deepcovid_edge.decision.site_file import NOT_USABLE, Site
-from deepcovid_edge.errors import MissingDependencyError, SettingsMismatchError, one_line, require
+from deepcovid_edge.errors import (
+    DeepCovidEdgeError,
+    MissingDependencyError,
+    NotAssessedError,
+    SettingsMismatchError,
+    one_line,
+    require,
+)
+from deepcovid_edge.reasons import Reason
 
 
 @pytest.mark.parametrize(
@@ -64,3 +76,29 @@ def test_a_text_that_is_too_long_for_one_line_ends_after_a_word() -> None:
     assert one_line(ValueError("x" * 700)) == "x" * 596 + " ..."
     assert one_line(ValueError("a\n  b")) == "a b"
     assert one_line(ValueError()) == "ValueError"
+
+
+def kinds(base: type[DeepCovidEdgeError] = DeepCovidEdgeError) -> Iterator[type]:
+    yield base
+    for kind in base.__subclasses__():
+        yield from kinds(kind)
+
+
+def examples() -> Iterator[DeepCovidEdgeError]:
+    """One of each class of the tree, with an attribute that was added later."""
+    for kind in kinds():
+        if kind.__module__ == errors.__name__:
+            made = (Reason.MODEL, "a detail") if kind is NotAssessedError else ("a detail",)
+            error = kind(*made)
+            vars(error)["noted"] = "later"
+            yield error
+
+
+@pytest.mark.parametrize("error", [*examples()], ids=lambda error: type(error).__name__)
+def test_an_error_of_another_process_arrives_as_it_was_raised(error: DeepCovidEdgeError) -> None:
+    """A pool waits for ever where an error cannot be unpickled."""
+    ways = [pickle.loads(pickle.dumps(error, way)) for way in range(pickle.HIGHEST_PROTOCOL + 1)]
+    for again in (*ways, copy.copy(error)):
+        assert type(again) is type(error)
+        assert (str(again), again.args) == (str(error), error.args)
+        assert vars(again) == vars(error)

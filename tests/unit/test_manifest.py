@@ -133,7 +133,7 @@ def test_cut_off_model_is_refused(tmp_path: Path, cut: int) -> None:
 def test_other_files_are_refused(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "m.onnx"
     path.write_bytes(content)
-    with pytest.raises(ModelFileError):
+    with pytest.raises(ModelFileError, match="deepcovid-edge export"):
         read_manifest(path)
 
 

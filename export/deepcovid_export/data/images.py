@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import os
+import shlex
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -29,6 +30,8 @@ from deepcovid_export.recipe import Recipe
 SPLITS_NAME = "splits.csv"
 _NAMED_LEAKS = 3
 _COLUMNS = ("label", "split", "patient", "source", "view")
+_MARKS = {"no_visible_abnormality": "clear", "paediatric": "is_child"}
+"""Column of a manifest to the attribute of an image that it marks."""
 
 
 @dataclass(frozen=True)
@@ -87,11 +90,11 @@ def training_data(
     places = [data] if isinstance(data, Path) else list(data)
     first = places[0]
     excluded: Counter[str] = Counter()
-    found = [image for place in places for image in load_dataset(place, excluded=excluded)]
-    wanted, unwanted = _wanted(found, recipe, excluded)
+    sets = [load_dataset(place, excluded=excluded) for place in places]
+    wanted, unwanted = _wanted([image for own in sets for image in own], recipe, excluded)
     images, read = _readable(wanted, excluded)
     prints = [it.fingerprint for it in read]
-    placed = with_splits(images, prints, recipe)
+    placed = with_splits(images, prints, recipe, _without_splits(sets))
     images = [replace(image, split=recipe.data.split_of(image)) for image in placed]
     searched = _Searched(images, prints, *_elsewhere(unwanted))
     leaks = searched.leaks()
@@ -103,7 +106,7 @@ def training_data(
         searched = searched.without(shared)
         leaks = searched.leaks()
     kept, aside = _sorted(searched.images, recipe)
-    _check_classes(kept, recipe, first, excluded)
+    _check_classes(kept, recipe, first, excluded, unwanted)
     if leaks and not allow_leaks:
         raise DataError(_leak_message(first, leaks))
     excluded.update(_why_aside(image) for image in aside)
@@ -115,6 +118,12 @@ def training_data(
     return TrainingData(
         train, val, dict(excluded), (*aside, *copies), tuple(leaks), facts, repeated
     )
+
+
+def _without_splits(sets: Sequence[Sequence[LabelledImage]]) -> set[Path]:
+    """Files of the data sets that have no splits."""
+    bare = (images for images in sets if not any(image.split for image in images))
+    return {image.path for images in bare for image in images}
 
 
 def _each_once(
@@ -158,11 +167,12 @@ def write_splits(images: TrainingData, path: Path) -> None:
     """
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
-    writer.writerow(("path", *_COLUMNS, "boxes"))
+    writer.writerow(("path", *_COLUMNS, "boxes", *_MARKS))
     for image in (*images.train, *images.val, *images.aside):
         place = os.path.relpath(image.path.absolute(), path.parent.resolve())
         boxes = json.dumps(image.boxes) if image.boxes else ""
-        writer.writerow((place, *(getattr(image, name) for name in _COLUMNS), boxes))
+        marks = ("1" if getattr(image, name) else "" for name in _MARKS.values())
+        writer.writerow((place, *(getattr(image, name) for name in _COLUMNS), boxes, *marks))
     write_text(path, stream.getvalue())
 
 
@@ -270,7 +280,11 @@ def _readable(
 
 
 def _check_classes(
-    kept: dict[str, list[LabelledImage]], recipe: Recipe, data: Path, excluded: Counter[str]
+    kept: dict[str, list[LabelledImage]],
+    recipe: Recipe,
+    data: Path,
+    excluded: Counter[str],
+    unwanted: Sequence[LabelledImage],
 ) -> None:
     for split in ("train", "val"):
         present = {recipe.class_of(image.label) for image in kept[split]}
@@ -279,7 +293,7 @@ def _check_classes(
                 raise DataError(
                     f"{data}: class {name!r} has no image in split {split!r}; expected images "
                     f"labelled {' or '.join(labels)}, such as in {_where(data, split, labels[0])}"
-                    f"{_chief_reason(excluded)}"
+                    f"{_chief_reason(excluded)}{_unknown_label(unwanted, recipe, name)}"
                 )
 
 
@@ -295,6 +309,24 @@ def _chief_reason(excluded: Counter[str]) -> str:
         return ""
     reason, count = excluded.most_common(1)[0]
     return f"; excluded: {number_of(count, 'image')}: {reason}"
+
+
+def _unknown_label(unwanted: Sequence[LabelledImage], recipe: Recipe, name: str) -> str:
+    """How the commonest label that the recipe does not know becomes one of a class."""
+    labels = (image.label for image in unwanted)
+    unknown = Counter(
+        label
+        for label in labels
+        if recipe.class_of(label) is None and label not in recipe.soft_labels
+    )
+    if not unknown:
+        return ""
+    ((label, _),) = unknown.most_common(1)
+    if recipe.data.groups:
+        return f"; no group of the recipe draws label {label!r}: choose a recipe without groups"
+    labels_of_class = json.dumps([*recipe.classes[name], label], ensure_ascii=False)
+    change = shlex.quote(f"classes.{name}={labels_of_class}")
+    return f"; to take label {label!r} as class {name!r}, add --set {change}"
 
 
 def _leak_message(data: Path, leaks: Sequence[Leak]) -> str:

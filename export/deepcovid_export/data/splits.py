@@ -8,8 +8,9 @@ is known.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -26,13 +27,43 @@ _ORDER = ("val", "test", "train")
 
 
 def with_splits(
-    images: Sequence[LabelledImage], prints: Sequence[Fingerprint], recipe: Recipe
+    images: Sequence[LabelledImage],
+    prints: Sequence[Fingerprint],
+    recipe: Recipe,
+    to_draw: Collection[Path] = (),
 ) -> list[LabelledImage]:
     """Give each image a split, from the data or by the recipe's shares.
 
     If the data has no splits, all are drawn. If it has `train` and no `val`, as the published
     COVID-Xray-5k, `val` is drawn from `train`. Other data stays as it is.
+
+    Args:
+        images: The images of all data sets.
+        prints: Their fingerprints.
+        recipe: Names the shares.
+        to_draw: Images of data sets without splits beside others. They are drawn, too; one whose
+            patient or near-duplicate has a split gets that one.
     """
+    placed = _with_own_splits(images, prints, recipe)
+    chosen = [
+        index for index, image in enumerate(placed) if not image.split and image.path in to_draw
+    ]
+    if not chosen:
+        return placed
+    groups = _groups(images, prints)
+    known = {group: it.split for group, it in zip(groups, placed, strict=True) if it.split}
+    free = [index for index in chosen if groups[index] not in known]
+    own = [images[index] for index in free], [prints[index] for index in free]
+    drawn = _draw(*own, recipe.data.shares, recipe)
+    known |= zip([groups[index] for index in free], drawn, strict=True)
+    for index in chosen:
+        placed[index] = replace(images[index], split=known[groups[index]])
+    return placed
+
+
+def _with_own_splits(
+    images: Sequence[LabelledImage], prints: Sequence[Fingerprint], recipe: Recipe
+) -> list[LabelledImage]:
     named = {image.split for image in images if image.split}
     shares = dict(recipe.data.shares)
     if named:

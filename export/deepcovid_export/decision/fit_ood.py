@@ -95,10 +95,12 @@ def fit_model(
 
     Args:
         path: The .onnx file; limits that it has already are replaced.
-        data: Labelled images with the splits `train`, to fit on, and `val`, for the limits.
+        data: Labelled images with the splits `train`, to fit on, and `val`, for the limits; none
+            that is marked `paediatric` counts as an adult.
         output: The .onnx file to write; None to rewrite `path`.
         children: Images of which those that are marked `paediatric` are children: those of the
-            splits `train` and `paediatric` are fitted on, none of any split counts as an adult.
+            splits `train` and `paediatric` are fitted on, no file with the content of one of any
+            split counts as an adult.
             None for a model that does not recognise children.
 
     Raises:
@@ -107,18 +109,11 @@ def fit_model(
     """
     manifest = _fp32_manifest(path)
     bare, _ = take_off(onnx.load(path))
-    images = {
-        split: over_sources(_images(data, manifest, split), most)
-        for split, most in (("train", MOST_TRAIN), ("val", MOST_VAL))
-    }
     young = _children(children) if children else []
-    known_young = {image.path.resolve() for image in young}
-    adults = {
-        split: [image for image in found if image.path.resolve() not in known_young]
-        for split, found in images.items()
-    }
+    train = _adults(data, manifest, "train", MOST_TRAIN, young)
+    val = _adults(data, manifest, "val", MOST_VAL, young)
     young = [image for image in young if image.split in CHILDREN_SPLITS]
-    layer, facts = fit(bare, adults["train"], adults["val"], manifest.input, young)
+    layer, facts = fit(bare, train, val, manifest.input, young)
     if output is not None:
         # What the weights come from, beside the file that this one is made from.
         known = manifest.ood.get("network_parent_sha256", manifest.parent_sha256)
@@ -419,12 +414,20 @@ def _prepared(
         return [one for one in done if one is not None]
 
 
-def _images(data: Path, manifest: ModelManifest, split: str) -> list[LabelledImage]:
-    images = images_of_model(data, manifest, split)
+def _adults(
+    data: Path, manifest: ModelManifest, split: str, most: int, children: Sequence[LabelledImage]
+) -> list[LabelledImage]:
+    """Images of a split for the fit: none that is marked `paediatric`, here or in `children`."""
+    young = {file_sha256(image.path) for image in children}
+    images = [
+        image
+        for image in over_sources(images_of_model(data, manifest, split), most)
+        if not image.is_child and not (young and file_sha256(image.path) in young)
+    ]
     if len(images) < FEWEST_IMAGES:
         raise DataError(
             f"--fit {data}: got {len(images)} images of split {split!r}, expected at least "
-            f"{FEWEST_IMAGES} with labels of the model's classes"
+            f"{FEWEST_IMAGES} of adults with labels of the model's classes"
         )
     return images
 

@@ -27,6 +27,7 @@ _DOTTED = re.compile(
 )
 _COUNTER = "num_batches_tracked"
 _HEADS = ("classifier.", "fc.", "maps.")
+_WHOLE = "holds a whole module or other objects, expected weights alone: save its state_dict()"
 _NO_WEIGHTS = "not a checkpoint: expected .pth, .safetensors or a checkpoint of an earlier run"
 
 
@@ -133,7 +134,8 @@ def _state_file(path: Path) -> dict[str, Tensor]:
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror or error})") from error
     except Exception as error:  # both readers raise many types
-        raise DataError(f"{path}: {_NO_WEIGHTS}") from error
+        holds_objects = "Unsupported global" in str(error)  # torch's unpickler, of a class
+        raise DataError(f"{path}: {_WHOLE if holds_objects else _NO_WEIGHTS}") from error
     state = state_of(content)
     if state is None:
         raise DataError(f"{path}: {_NO_WEIGHTS}")

@@ -278,6 +278,8 @@ def _watch(
     Raises:
         ModelFileError: A tensor has values that are not finite, which have no range.
     """
+    if not tensors:  # ONNX Runtime would give all outputs
+        return
     watched = copy_model(model)
     present = {output.name for output in watched.graph.output}
     for name in tensors:

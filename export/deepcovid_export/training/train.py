@@ -7,7 +7,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader, DistributedSampler
 from deepcovid_edge.datasets.dataset import dataset_sha256, sources_and_boxes_sha256
 from deepcovid_edge.decision.thresholds import threshold_for_new_images
 from deepcovid_edge.errors import ModelFileError, UsageError
-from deepcovid_edge.manifest import VERSION, InputSpec, ModelManifest
+from deepcovid_edge.manifest import VERSION, ModelManifest
 from deepcovid_export.data.balance import (
     draw_epoch,
     images_of_an_epoch,
@@ -41,7 +41,7 @@ from deepcovid_export.networks import (
     train_only,
 )
 from deepcovid_export.networks.checkpoint import save_atomically, save_checkpoint
-from deepcovid_export.recipe import Recipe
+from deepcovid_export.recipe import Recipe, smaller
 from deepcovid_export.training.loss import map_loss, summed_loss
 from deepcovid_export.training.optimisers import build_optimiser, build_schedule
 from deepcovid_export.training.processes import Processes, check_device
@@ -50,8 +50,6 @@ from deepcovid_export.training.temperature import fit_temperature
 STATE_NAME = "state.pt"
 CHECKPOINT_NAME = "checkpoint.pt"
 HISTORY_NAME = "history.json"
-_SMALL = 5 / 7
-"""Sides of the images of the first epochs, as a share of the network's input."""
 _BATCH_SECONDS = 600.0
 """Longest wait for a batch: each compressed image may take its decoder's 20 seconds."""
 
@@ -116,7 +114,19 @@ class Training:
     @property
     def steps_per_epoch(self) -> int:
         """Batches in one pass over the training images."""
-        return -(-len(self.order) // self.share)
+        return -(-len(self.order) // self.share) - self.drops_last
+
+    @property
+    def drops_last(self) -> bool:
+        """Whether an epoch's last batch is dropped: one image, and layers that normalise a batch.
+
+        Every process has a batch of the same size, so all drop it or none. Each epoch has another
+        order, so it is not always the same image.
+        """
+        layers = (nn.BatchNorm2d, nn.SyncBatchNorm)
+        parts = (part for part in self.network.modules() if isinstance(part, layers))
+        is_alone = len(self.order) > len(self.order) % self.share == 1
+        return is_alone and any(part.weight.requires_grad for part in parts)
 
     @property
     def kept_network(self) -> Classifier:
@@ -275,7 +285,9 @@ class Training:
             (self.run.processes.rank << 40) + self.recipe.fit.seed * 100_003 + self.epoch
         )
         self.joint.train()
-        return DataLoader(self.train_set, sampler=self.order, **self._reading())
+        return DataLoader(
+            self.train_set, sampler=self.order, drop_last=self.drops_last, **self._reading()
+        )
 
     def fit_batch(self, batch: Sample) -> float:
         """Make one step on this process's share of a batch.
@@ -322,7 +334,7 @@ class Training:
         if recipe.data.groups:
             images.order = draw_epoch(images.images, recipe, epoch)
         small = epoch < recipe.fit.small_epochs
-        images.input = _smaller(recipe.input) if small else recipe.input
+        images.input = smaller(recipe.input) if small else recipe.input
         images.cells = map_shape(self.network, images.input) if recipe.fit.map_weight else (1, 1)
 
     def _weights(self) -> tuple[Tensor, Tensor]:
@@ -371,11 +383,6 @@ class Training:
             return None
         average = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]
         return AveragedModel(self.network, multi_avg_fn=average, use_buffers=True)
-
-
-def _smaller(spec: InputSpec) -> InputSpec:
-    """The input of the first, quicker epochs."""
-    return replace(spec, height=round(spec.height * _SMALL), width=round(spec.width * _SMALL))
 
 
 def _counts_by_source(data: TrainingData) -> dict[str, dict[str, int]]:

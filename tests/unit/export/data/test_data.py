@@ -403,3 +403,41 @@ def test_splits_are_read_where_the_run_lies_behind_a_link(tmp_path: Path) -> Non
     assert {image.path.resolve() for image in again} == {
         image.path.resolve() for image in (*found.train, *found.val, *found.aside)
     }
+
+
+def test_what_a_manifest_marks_stays_marked_in_the_splits(split_data: Path) -> None:
+    rows = ["path,label,split,paediatric,no_visible_abnormality"]
+    for number, path in enumerate(sorted(split_data.rglob("*.png"))):
+        split, label, name = path.parts[-3:]
+        rows.append(f"{split}/{label}/{name},{label},{split},{number % 2},{number % 3 // 2}")
+    (split_data / "manifest.csv").write_text("\n".join(rows))
+    found = training_data(split_data, recipe())
+    write_splits(found, split_data / "splits.csv")
+    again = load_dataset(split_data / "splits.csv")
+    marks = [(one.is_child, one.clear) for one in again]
+    assert marks == [(one.is_child, one.clear) for one in (*found.train, *found.val)]
+    assert len(set(marks)) == 4
+
+
+def test_data_without_splits_beside_others_is_drawn_and_copies_go_where_the_others_are(
+    split_data: Path, tmp_path: Path
+) -> None:
+    bare = plain(tmp_path / "bare", 20)
+    copy = bare / "covid/copy.png"
+    copy.write_bytes((split_data / "val/covid/0.png").read_bytes())
+    found = training_data([split_data, bare], recipe())
+    own = {one.path: one.split for one in (*found.train, *found.val, *found.aside)}
+    assert len(own) == 10 + 41
+    assert own[copy] == "val"
+    assert {own[path] for path in bare.rglob("*.png")} == {"train", "val"}
+    for path in split_data.rglob("*.png"):
+        assert own[path] == path.parts[-3]
+
+
+def test_a_label_in_no_class_is_told_with_the_setting_that_takes_it(tmp_path: Path) -> None:
+    other = recipe({"non": ["normal"], "covid": ["covid"]})
+    expected = (
+        r"to take label 'non' as class 'non', add --set 'classes.non=\[\"normal\", \"non\"\]'"
+    )
+    with pytest.raises(DataError, match=expected):
+        training_data(plain(tmp_path, 4), other)

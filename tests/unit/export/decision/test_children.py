@@ -12,6 +12,8 @@ for needed in ("onnx", "torch"):
 
 from deepcovid_edge.datasets.dataset import LabelledImage
 from deepcovid_edge.errors import DataError
+from deepcovid_edge.models import find_model
+from deepcovid_export.decision import fit_ood
 from deepcovid_export.decision.fit_ood import LIMIT, count_recognised, draw_folds, unit_factor
 
 
@@ -60,3 +62,40 @@ def test_all_images_of_a_patient_are_in_one_fold() -> None:
 def test_too_few_patients_to_hold_some_out_are_an_error() -> None:
     with pytest.raises(DataError, match=r"got images of 4 patients .* expected at least 5"):
         draw_folds(children(*"abcdabcdabcdabcd"))
+
+
+@pytest.mark.parametrize("marked", ["in the fit", "by a copy among the children"])
+def test_no_marked_image_counts_as_an_adult(
+    marked: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows, young = ["path,label,split,paediatric"], ["path,label,split,paediatric"]
+    for split in ("train", "val"):
+        for number in range(20):
+            is_child = number < 3
+            (tmp_path / f"{split}{number}.png").write_text(f"{split}{number}")
+            mark = "1" if is_child and marked == "in the fit" else ""
+            rows.append(f"{split}{number}.png,non,{split},{mark}")
+            if is_child:
+                (tmp_path / f"copy-{split}{number}.png").write_text(f"{split}{number}")
+                young.append(f"copy-{split}{number}.png,non,train,1")
+    for number in range(16):
+        (tmp_path / f"child{number}.png").write_text(f"child{number}")
+        young.append(f"child{number}.png,non,train,1")
+    (tmp_path / "fit.csv").write_text("\n".join(rows))
+    (tmp_path / "children.csv").write_text("\n".join(young))
+    seen: list[list[LabelledImage]] = []
+
+    def note(_: object, train: list[LabelledImage], val: list[LabelledImage], *__: object) -> None:
+        seen.extend((train, val))
+        raise InterruptedError
+
+    monkeypatch.setattr(fit_ood, "fit", note)
+    children_file = None if marked == "in the fit" else tmp_path / "children.csv"
+    with pytest.raises(InterruptedError):
+        fit_ood.fit_model(
+            find_model("squeezenet1_1"),
+            tmp_path / "fit.csv",
+            tmp_path / "x.onnx",
+            children=children_file,
+        )
+    assert [len(images) for images in seen] == [17, 17]

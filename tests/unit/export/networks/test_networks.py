@@ -175,7 +175,7 @@ def test_weights_of_a_deeper_network_are_refused(tmp_path: Path) -> None:
 
 def test_a_file_of_something_else_is_named_in_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "torn.safetensors").write_bytes(b"torn")
-    torch.save(nn.Linear(2, 2), tmp_path / "network.pth")
+    torch.save([1, 2], tmp_path / "numbers.pth")
     files = [find_model("squeezenet1_1"), *sorted(tmp_path.iterdir())]
     for path in files:
         with pytest.raises(DataError) as error:
@@ -186,6 +186,14 @@ def test_a_file_of_something_else_is_named_in_one_sentence(tmp_path: Path) -> No
         )
     with pytest.raises(DataError, match=r"none\.pth: cannot be read \(No such file"):
         load_imagenet(build_network("resnet18", 2), "resnet18", tmp_path / "none.pth")
+
+
+@pytest.mark.parametrize("is_new", [True, False], ids=["zip", "before torch 1.6"])
+def test_weights_that_are_a_whole_module_are_called_so(is_new: bool, tmp_path: Path) -> None:
+    path = tmp_path / "network.pth"
+    torch.save(nn.Linear(2, 2), path, _use_new_zipfile_serialization=is_new)
+    with pytest.raises(DataError, match=r"network\.pth: holds a whole module .* state_dict\(\)"):
+        load_imagenet(build_network("resnet18", 2), "resnet18", path)
 
 
 def test_training_starts_from_a_checkpoint_of_its_own(tmp_path: Path) -> None:

@@ -216,3 +216,16 @@ def test_an_activation_that_is_infinite_ends_the_calibration(parent: Path, data:
     batches = ImageBatches(load_dataset(data, split="train")[:1], SPEC)
     with pytest.raises(ModelFileError, match=r"activation squeeze_relu: .* not finite"):
         best_ranges(model, ["squeeze_relu"], batches, symmetric=False)
+
+
+def test_a_network_without_channels_to_equalise_is_calibrated_too(parent: Path, data: Path) -> None:
+    """ONNX Runtime gives all outputs where none is asked for."""
+    model = onnx.load(parent)
+    for node in model.graph.node:
+        if node.op_type == "Relu":  # as MobileNet's ReLU6
+            node.op_type = "Clip"
+            node.input.append("lowest")
+    model.graph.initializer.append(numpy_helper.from_array(np.float32(0), "lowest"))
+    assert find_pairs(model) == []
+    assert channel_peaks(model, [], ImageBatches(load_dataset(data, split="train"), SPEC)) == {}
+    assert equalise(model, {}).graph == model.graph

@@ -17,6 +17,7 @@ from tiny_network import VARIANTS, Made, graph, quantize_command, saved, weights
 from deepcovid_edge import backends
 from deepcovid_edge.backends import fastest_verified, load_backend
 from deepcovid_edge.datasets.dataset import load_dataset
+from deepcovid_edge.errors import OutputError
 from deepcovid_edge.manifest import read_manifest
 from deepcovid_export.quantization.quantize import QuantizeSettings, quantize
 
@@ -108,3 +109,15 @@ def test_too_few_images_to_prove_it_are_said_to_be_so(
     assert done.returncode == 3
     assert "verified on other images: insufficient, 0 of 16 decisions turned" in done.stderr
     assert not read_manifest(tmp_path / "out.onnx").is_verified
+
+
+@pytest.mark.parametrize("name", ["taken/tiny.onnx", "folder"])
+def test_a_place_that_cannot_be_written_is_told_before_anything_is_measured(
+    name: str, parent: Path, data: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "taken").touch()
+    (tmp_path / "folder").mkdir()
+    lines: list[str] = []
+    with pytest.raises(OutputError, match=r"cannot be written|is a folder"):
+        quantize(parent, data, output=tmp_path / name, progress=lines.append)
+    assert lines == []

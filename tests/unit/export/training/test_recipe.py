@@ -75,6 +75,13 @@ def test_labels_are_grouped_into_classes() -> None:
     assert indices == [0, 0, 1, None]
 
 
+@pytest.mark.parametrize("name", ["plain_squeezenet1_1", "resnet18", "resnet50", "densenet121"])
+def test_a_recipe_for_images_of_whatever_source_takes_covid_xray_5k(name: str) -> None:
+    """Its folders are called `covid` and `non`."""
+    recipe = load_recipe(name)
+    assert [recipe.class_of(label) for label in ("non", "covid")] == [0, 1]
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -99,6 +106,10 @@ def test_labels_are_grouped_into_classes() -> None:
         (
             "\n[augment]\nsquare = true\n[input]\nheight = 256\nwidth = 192",
             r"augment\.square: .* an input of 256 x 192, expected 'centre_crop' and equal sides",
+        ),
+        (
+            "\n[fit]\nsmall_epochs = 1\n[input]\nheight = 40\nwidth = 64",
+            r"fit\.small_epochs: got 1, .* got 29 x 46, expected 32 to 4096\): set it to 0",
         ),
         ('\n[fit]\nbalance = "upsample"\nrepeat = {x = 2}', r"fit\.repeat: got 'x', expected one"),
         ('\n[fit]\nbalance = "upsample"\nrepeat = {a = "x"}', r"a table, each value an integer"),

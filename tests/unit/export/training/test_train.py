@@ -220,6 +220,25 @@ def test_an_epoch_changes_the_layers_that_the_recipe_names(
     assert changed & features == (features if layers == "all" else set())
 
 
+@pytest.mark.parametrize(
+    ("architecture", "layers", "steps"),
+    [("resnet18", "all", 1), ("resnet18", "last", 2), ("small_cnn", "all", 2)],
+)
+def test_a_last_batch_of_one_image_is_dropped_where_batches_are_normalised(
+    architecture: str, layers: Any, steps: int, images: TrainingData, tmp_path: Path
+) -> None:
+    recipe = replace(
+        small_recipe(batch_size=7, layers=layers),  # of eight images
+        architecture=architecture,
+        input=InputSpec(32, 32),  # ResNet18's last stage has one cell, which torch refuses
+    )
+    training = started(recipe, images, tmp_path)
+    assert training.steps_per_epoch == steps
+    done: list[None] = []
+    training.run_epoch(lambda: done.append(None))
+    assert len(done) == steps
+
+
 def test_a_rate_that_is_still_to_be_found_is_refused(images: TrainingData, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"fit\.learning_rate: got 'find', expected a number"):
         started(small_recipe(learning_rate="find"), images, tmp_path)
