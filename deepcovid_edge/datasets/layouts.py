@@ -201,7 +201,8 @@ def _opened(table: Path) -> Iterator[Reader]:
 
 def _reader(stream: IO[str]) -> Reader:
     first = stream.readline()
-    rows = csv.reader(chain([first], stream), delimiter=max(_SEPARATORS, key=first.count))
+    unquoted = re.sub('"[^"]*"', "", first)
+    rows = csv.reader(chain([first], stream), delimiter=max(_SEPARATORS, key=unquoted.count))
     if first.startswith("sep="):  # names the separator to Excel
         next(rows)
     return rows

@@ -229,11 +229,11 @@ def _compared(rate: Rate, least: float) -> str:
 
 def _chance_of(rate: Rate, least: float) -> float:
     """Probability of so few successes, or fewer, where the true rate is `least` (binomial)."""
-    share, ways, chance = Decimal(least), 1, Decimal(0)
-    for successes in range(rate.successes + 1):
-        failures = rate.trials - successes
-        chance += ways * share**successes * (1 - share) ** failures
-        ways = ways * failures // (successes + 1)
+    share = Decimal(least)
+    chance = term = (1 - share) ** rate.trials
+    for successes in range(rate.successes):
+        term *= (rate.trials - successes) * share / ((successes + 1) * (1 - share))
+        chance += term
     return float(chance)
 
 

@@ -50,11 +50,11 @@ _OF_ANIMALS = (0x00102203, 0x00102292)
 _DERIVATION, _LONGEST_DERIVATION = 0x00082111, 1024
 """The latter by PS3.5, 6.2: ST, bytes."""
 _OTHER_PICTURES = re.compile(
-    r"LOCALI[SZ]ER|\bTOMO|TOMO\b|TOMO(SYN|GRA)|SUBTRACT|ENERGY|(?<!BACK)BONE|\bRIBS?\b"
-    r"|\bRIB ?SUPP|SOFT ?TISSUE"
+    r"LOCALI[SZ]ER|TOMO(?!DE)|SUBTRACT|DUAL ?ENERGY|(?<!BACK)BONE|\bRIBS?\b|\bRIB ?SUPP"
+    r"|SOFT ?TISSUE(?! ?WINDOW)"
 )
 """What a device made of the exposure, in image type from its third value on (PS3.3,
-C.8.11.3.1.4 and what vendors add) and in the derivation. AUTO_MODE is no tomosynthesis."""
+C.8.11.3.1.4 and what vendors add) and in the derivation. AUTOMODE is no tomosynthesis."""
 _PEOPLE = {"337915000", "L-85003"}
 """Species: codes of PS3.16, CID 7454."""
 _PERSON = re.compile(r"(?<!NON)(?<!NON\W)\b(HUMAN|HOMO|MENSCH|HUMAIN|HUMANO|UMANO)\b")
@@ -101,7 +101,7 @@ def _check_kind(header: DicomHeader) -> None:
 def _other_picture(elements: Elements) -> str:
     """What an X-ray image shows that is no radiograph of a person, or nothing."""
     for value in elements.texts(_IMAGE_TYPE)[2:]:
-        if _OTHER_PICTURES.search(_spaced(value)):
+        if _OTHER_PICTURES.search(words := _spaced(value)) or "ENERGY" in words:
             return f"an image of type {value}"
     derivation = elements.raw(_DERIVATION)[:_LONGEST_DERIVATION].decode("latin-1")
     if _OTHER_PICTURES.search(_spaced(derivation)):

@@ -107,7 +107,7 @@ _COMPOUNDS = (
     (re.compile(r"(ANTER|ПЕРЕДН)\w*\W*(POSTERI|ЗАДН)\w*"), " AP "),
     (re.compile(r"NOUVEAUX?\W*NES?\b"), " NOUVEAUNE "),
     (re.compile(r"\b(X|CROSS)\W*TABLE\b"), " XTABLE "),
-    (re.compile(r"(?<![^\W\d_])BED[\W_]*SIDE(?![^\W\d_])"), " BEDSIDE "),
+    (re.compile(r"(?<![^\W\d_])BED[ _-]?SIDE(?![^\W\d_])"), " BEDSIDE "),
 )
 _UNSPACED = re.compile("[\u0e00-\u0eff\u1100-\u11ff\u3040-\u9fff]")
 """Thai and Lao, Hangul letters, kana and Chinese: words stand without spaces between them."""
@@ -139,7 +139,7 @@ _WORDS: dict[str, Term | None] = {
     **{_plain(word): None for word in _TABLES["words"]["qualifier"].split()},
     **{_plain(word): term for word, term in _table("words").items()},
 }
-_NOT_FRONTAL_INSIDE = re.compile("|".join(_plain(_TABLES["words"]["not_frontal_inside"]).split()))
+_NOT_FRONTAL_INSIDE = _plain(_TABLES["words"]["not_frontal_inside"]).split()
 _CHILD_INSIDE = _plain(_TABLES["words"]["child_inside"]).split()
 _YEARS = {"": 1.0} | {
     _plain(unit): float(years) for years, units in _TABLES["ages"].items() for unit in units.split()
@@ -182,7 +182,7 @@ def _token_terms(token: str) -> Iterator[Term | None]:
 
 def _inside_terms(token: str) -> Iterator[Term]:
     """What parts of a word mean that stand in many words of their kind."""
-    if _NOT_FRONTAL_INSIDE.search(token):
+    if any(part in token for part in _NOT_FRONTAL_INSIDE):
         yield Term.NOT_FRONTAL
     if any(part in token for part in _CHILD_INSIDE):
         yield Term.CHILD

@@ -47,6 +47,8 @@ _BLOCK = 1 << 16
 _SURPLUS = 1024
 _MOST_TIMES = 16
 """How often each byte of a file may be read: tiles of one grey may share theirs."""
+_MOST_TABLES = 8192
+"""Bytes of the tables that all strips share: 8 of Huffman and 4 of quantisation have under 4 KiB."""
 _BLOCK_ROWS = 32
 """Rows of the highest blocks of a JPEG (ITU-T T.81, A.2.4): some writers fill the last ones."""
 _MOST_PIXELS = 4 * MAX_PIXELS
@@ -90,6 +92,8 @@ def check_compressed(data: bytes) -> None:
         return
     grid = _grid(page)
     tables = bytes(page.tags.get(JPEG_TABLES, ())).rstrip(b"\0").removesuffix(_END)
+    if len(tables) > _MOST_TABLES:
+        raise NotAssessedError(Reason.DECODE, f"JPEG tables of {len(tables)} bytes")
     for number, piece in enumerate(_pieces(data, page, grid.number)):
         try:
             if compression == _JPEG:
@@ -152,7 +156,7 @@ def _check_jpeg(data: bytes, grid: _Grid) -> None:
     data = _labelled_8_bits(data)
     try:
         height, width, colours, _ = simplejpeg.decode_jpeg_header(data, strict=False)
-    except ValueError:  # of two components, or one that libtiff refuses
+    except (ValueError, KeyError):  # of two components or 4:4:1, or one that libtiff refuses
         return
     if width > grid.width or height > grid.rows + _BLOCK_ROWS:
         raise ValueError(f"it has {width} x {height} pixels")

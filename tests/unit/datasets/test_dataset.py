@@ -128,8 +128,9 @@ def test_an_empty_line_and_a_comma_that_ends_the_header_name_nothing(tmp_path: P
         "sep=;\r\npath;label;boxes\r\n;;\r\nx.png;covid;{boxes}\r\n",
         "sep=\t\npath\tlabel\tboxes\nx.png\tcovid\t{boxes}\n\t\t\n",
         "path\tlabel\tboxes\nx.png\tcovid\t{boxes}\n",
+        'path,label,boxes,"note; by reader; free; text"\nx.png,covid,{boxes},\n',
     ],
-    ids=["comma", "semicolon", "stated semicolon", "stated tab", "tab"],
+    ids=["comma", "semicolon", "stated semicolon", "stated tab", "tab", "quoted semicolons"],
 )
 @pytest.mark.parametrize("start", ["", "\ufeff"], ids=["plain", "byte order mark"])
 def test_a_csv_is_read_as_excel_writes_it_anywhere(start: str, text: str, tmp_path: Path) -> None:

@@ -249,7 +249,11 @@ READ: list[dict[str, Any]] = [
     {"PatientSpeciesCodeSequence": Sequence([code("337915000", "SCT", "Mensch")])},
     {"ImageType": ["DERIVED", "PRIMARY"]},
     {"ImageType": ["ORIGINAL", "PRIMARY", "", "RAD", "2IMAGE"]},
-    {"ImageType": ["ORIGINAL", "PRIMARY", "AUTO_MODE"]},
+    *({"ImageType": ["ORIGINAL", "PRIMARY", kind]} for kind in ("AUTO_MODE", "AUTOMODE")),
+    *(
+        {"DerivationDescription": text}
+        for text in ("Energy 120 kVp", "Soft tissue window applied", "Automode")
+    ),
     {"QualityControlImage": "NO"},
     {"PatientSexNeutered": "", "PatientBreedDescription": "N/A"},
     {"PatientSpeciesDescription": "HUMAN", "PatientSexNeutered": "UNALTERED"},

@@ -143,6 +143,16 @@ def test_a_strip_of_jpeg_may_lack_its_end_mark_alone(pictures: Any, decode: Deco
     assert error.detail == "strip or tile 1 is damaged: it lacks its end"
 
 
+def test_tables_of_jpeg_are_no_larger_than_any_need(
+    monkeypatch: pytest.MonkeyPatch, pictures: Any, decode: Decode
+) -> None:
+    """They are read again with each strip."""
+    whole = by_pillow(Image.fromarray(pictures.image()), "jpeg")
+    decode(whole)
+    monkeypatch.setattr("deepcovid_edge.imaging.tiff.damage._MOST_TABLES", 100)
+    assert "JPEG tables of" in str(refusal(decode, whole))
+
+
 def test_a_strip_of_jpeg_is_no_larger_than_its_place(pictures: Any, decode: Decode) -> None:
     image = pictures.image()
     coded = simplejpeg.encode_jpeg(np.zeros((512, 160, 1), np.uint8), 95, "GRAY")

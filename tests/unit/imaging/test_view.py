@@ -167,6 +167,7 @@ SPELLINGS: dict[Reason | tuple[WarningCode, ...], list[str]] = {
         *("PA" + " " * 80 + "LATERAL", "LATERALGRAM", "SAGITTAL", "sagittale", "SAGITTALER"),
         *("TRANSVERSAL", "сагиттальная", "Οβελιαία", "矢状", "시상면", "boční", "skośna", "ferde"),
         *("LATL", "LTLAT", "BILAT", "APLAT", "APLATERAL", "CHESTLATVIEW", "LATCHEST", "LATERAAL"),
+        *("RLATINSP", "LLATEXP", "CHESTLATADULT", "PLATUPRIGHT", "CHESTOBLERECT", "BED, SIDE"),
         *("LOBL", "RTOBL", "LTOBLQ", "OBLIQUA", "LAOOBLIQUE", "SIDE", "LEFT SIDE", "BEDSIDE SIDE"),
         *("viisto", "nghiêng", "צדדי", "مائل", "पार्श्व", "ด้านข้าง", "측와위"),
     ],
@@ -194,7 +195,7 @@ SPELLINGS: dict[Reason | tuple[WarningCode, ...], list[str]] = {
     (NO_VIEW,): ["UPRIGHT", "SUPINE", "-", "UNKNOWN", "CHEST"],
     (UNCLEAR,): [
         *("XYZ", "PA XYZ", "1. AUFNAHME", "ابپ", "PA LIEGEND", "VD", "DV", "P", "PÀXYZ"),
-        *("NOBLE", "PA EXHALATION"),
+        *("PA PROBLEM", "PA EXHALATION"),
     ],
     Reason.BODY: ["SKULL PA", "AP ABDOMEN"],
 }
