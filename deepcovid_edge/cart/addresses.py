@@ -35,6 +35,18 @@ def check_address(name: str, address: str, *, network: bool = False) -> None:
         raise ValueError(f"{name}: got {address!r}, expected {kind}") from None
 
 
+def overlap(one: str, other: str) -> bool:
+    """Whether two programs that listen at these IP addresses cannot have the same port.
+
+    `::` takes IPv4 too where the system does not say otherwise (Linux, ipv6(7)).
+    """
+    first, second = map(ipaddress.ip_address, (one, other))
+    takers = [address for address in (first, second) if address.is_unspecified]
+    if first.version != second.version:
+        takers = [address for address in takers if address.version == 6]
+    return first == second or bool(takers)
+
+
 def check_host(name: str, host: str) -> None:
     """Check a name or an address; one of other letters than ASCII is looked up in IDNA.
 

@@ -171,3 +171,8 @@ class Alert:
     key: str
     detail: Mapping[str, object]
     since: str
+
+    @property
+    def is_silence(self) -> bool:
+        """Whether it is seen by a role's silence: no person ends it, but the role once it runs."""
+        return self.code in (AlertCode.RECEIVER_STOPPED, AlertCode.WORKER_STOPPED)

@@ -236,10 +236,18 @@ def acknowledge(config: Path, key: str) -> int:
     from deepcovid_edge.cart.store.opening import open_ledger
 
     with open_ledger(_read(config).cart, read_only=False) as ledger:
-        if found := find_alert(ledger, key):
-            ledger.clear_alert(found)
-    click.echo("The alert is over." if found else f"There is no alert {key!r}.", err=not found)
-    return ExitCode.DONE if found else ExitCode.ERROR
+        alert = find_alert(ledger, key)
+        if alert and not alert.is_silence:
+            ledger.clear_alert(alert.key)
+            click.echo("The alert is over.")
+            return ExitCode.DONE
+    click.echo(
+        f"The alert ends once `{alert.detail['process']}` runs."
+        if alert
+        else f"There is no alert {key!r}.",
+        err=True,
+    )
+    return ExitCode.ERROR
 
 
 @command.command("check-config")

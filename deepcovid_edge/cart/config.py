@@ -30,7 +30,7 @@ from typing import Any, Literal
 
 from deepcovid_edge.backends import AUTO, BACKENDS
 from deepcovid_edge.backends.settings import is_address
-from deepcovid_edge.cart.addresses import check_address, check_host, check_url
+from deepcovid_edge.cart.addresses import check_address, check_host, check_url, overlap
 from deepcovid_edge.cart.toml_tables import Settings, build_settings, read_toml
 from deepcovid_edge.device import shares
 from deepcovid_edge.errors import UsageError
@@ -453,8 +453,7 @@ def _check_apart(folder: Path, key: str, own: Path) -> None:
 
 
 def _check_ports(receive: ReceiveSettings, page: PageSettings) -> None:
-    hosts = {ipaddress.ip_address(one.host) for one in (receive, page)}
-    if page.port == receive.port and (len(hosts) == 1 or any(one.is_unspecified for one in hosts)):
+    if page.port == receive.port and overlap(page.host, receive.host):
         raise ValueError(
             f"page.port: got {page.port} at {page.host}, and receive.port is the same at "
             f"{receive.host}; expected two ports: only one program can listen on a port"

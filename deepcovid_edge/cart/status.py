@@ -123,19 +123,18 @@ def _code(code: str) -> AlertCode | UnknownCode:
         return UnknownCode(code)
 
 
-def find_alert(ledger: Ledger, named: str) -> str | None:
-    """The key of an alert that a person names by its key, or by a code that it alone has.
+def find_alert(ledger: Ledger, named: str) -> Alert | None:
+    """The alert that a person names by its key, or by a code that it alone has.
 
     Raises:
         UsageError: Several alerts have that code.
     """
     alerts = raised_alerts(ledger)
-    if any(alert.key == named for alert in alerts):
-        return named
-    keys = [alert.key for alert in alerts if alert.code.code == named]
-    if len(keys) > 1:
-        known = ", ".join(f'"{key}"' for key in keys)
+    found = [alert for alert in alerts if alert.key == named]
+    found = found or [alert for alert in alerts if alert.code.code == named]
+    if len(found) > 1:
+        known = ", ".join(f'"{alert.key}"' for alert in found)
         raise UsageError(
-            f"key: got {named}, which {len(keys)} alerts have: expected one of {known}"
+            f"key: got {named}, which {len(found)} alerts have: expected one of {known}"
         )
-    return keys[0] if keys else None
+    return found[0] if found else None

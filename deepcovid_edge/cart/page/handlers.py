@@ -57,7 +57,10 @@ class Handlers:
             secure = self._it.settings.certificate is not None
             response.headers.append("set-cookie", language_cookie(language, secure=secure))
             return response
-        before = _number(request.query_params.get("before")) or None
+        asked = request.query_params.get("before", "")
+        before = _number(asked.removeprefix("-")) or None
+        if before and asked.startswith("-"):  # as `rebuild.note_arrivals` numbers them
+            before = -before
         rows = self._it.part(
             request.scope["visitor"],
             "rows",

@@ -9,7 +9,7 @@
 | it refuses one object for good | that one is parked; a person looks, and sends it again |
 | it refuses the cart (AE title not known) | an alert at once; it is tried again like a silent one |
 | the end of an object is uncertain | its row stays `sending`: C-FIND is asked before a resend |
-| it is of a kind that the destination does not get any more | it is given up |
+| its kind is none that the destination gets any more | given up at the start, later left alone |
 
 A refusal of the whole association parks nothing, although the standard calls it permanent: it says
 nothing of an object, and once the destination is set right everything goes out by itself.
@@ -144,12 +144,12 @@ class Outbox:
         return left
 
     def _left(self) -> int:
-        names = [one.name for one in self._config.destinations]
-        marks = ", ".join("?" * len(names)) or "''"
+        pairs = [(one.name, kind) for one in self._config.destinations for kind in one.objects]
+        marks = ", ".join(["(?, ?)"] * len(pairs)) or "(NULL, NULL)"
         row = self._ledger.row(
-            f"SELECT count(*) AS n FROM outbox WHERE state IN ('queued', 'sending')"
-            f" AND destination IN ({marks})",
-            *names,
+            "SELECT count(*) AS n FROM outbox JOIN object ON object.id = object_id"
+            f" WHERE state IN ('queued', 'sending') AND (destination, kind) IN (VALUES {marks})",
+            *(value for pair in pairs for value in pair),
         )
         return int(row["n"]) if row else 0
 
@@ -173,6 +173,7 @@ class Courier(threading.Thread):
         self._sender: Sender | None = None
         self._commitment: CommitmentUser | None = None
         self._stopping, self._woken = threading.Event(), threading.Event()
+        self._has_given_up = False
         self._failures = 0
         self._failing_since = ""
         self._held_until = 0.0
@@ -211,7 +212,9 @@ class Courier(threading.Thread):
 
     def _send_for_ever(self) -> None:
         self._last_event = self._newest_event()
-        self._give_up_other_kinds()
+        if not self._has_given_up:
+            self._give_up_other_kinds()
+            self._has_given_up = True  # not after a fault: see `_due`
         self._clear_object_alerts()
         key = f"certificate:{self._destination.name}"
         try:
@@ -271,14 +274,12 @@ class Courier(threading.Thread):
     def _due(self) -> list[Delivery]:
         """What is due. What failed before comes last: it must not hold up the others.
 
-        Left out is what has an uncertain end and waits for its next try.
+        Left out is what has an uncertain end and waits for its next try, and what is of other
+        kinds: a newer configuration may have queued it, for the sender of the next start.
         """
         now = time.monotonic()
         most = _MOST + len(self._failed_tries)
-        due = self._deliveries.due(self._destination.name, most)
-        if any(one.kind not in self._destination.objects for one in due):
-            self._give_up_other_kinds()  # another role with an older configuration queued them
-            due = [one for one in due if one.kind in self._destination.objects]
+        due = self._deliveries.due(self._destination.name, most, self._destination.objects)
         due = [one for one in due if self._uncertain_until.get(one.object_id, 0.0) <= now]
         return sorted(due, key=lambda one: self._failed_tries.get(one.object_id, 0))[:_MOST]
 

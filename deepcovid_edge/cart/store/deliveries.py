@@ -85,20 +85,28 @@ class Deliveries:
     def __init__(self, ledger: Ledger, spool: Spool) -> None:
         self.ledger, self.spool = ledger, spool
 
-    def due(self, destination: str, most: int = 100) -> list[Delivery]:
+    def due(
+        self, destination: str, most: int = 100, kinds: Sequence[str] | None = None
+    ) -> list[Delivery]:
         """What may be sent to a destination now: pictures of positive images, then the oldest.
 
         A next try that lies further ahead than the longest wait was written before the clock was
         set back: it is due now. What was being sent when the sender ended is due too.
+
+        Args:
+            destination: Its name.
+            most: So many objects at most.
+            kinds: Of objects of these kinds; None for all.
         """
         now = now_seconds()
+        of_kinds = "" if kinds is None else f" AND kind IN ({', '.join('?' * len(kinds))})"
         rows = self.ledger.rows(
             "SELECT outbox.*, object.*, result.image_id FROM outbox"
             " JOIN object ON object.id = object_id JOIN result ON result.id = result_id"
             " WHERE destination = ? AND (state = ? OR (state = ? AND"
-            f" (next_try <= ? OR next_try > ?))) AND {_HAS_FILES}"
+            f" (next_try <= ? OR next_try > ?))) AND {_HAS_FILES}{of_kinds}"
             " ORDER BY urgent DESC, object_id LIMIT ?",
-            *(destination, SENDING, QUEUED, now, now + _LONGEST, most),
+            *(destination, SENDING, QUEUED, now, now + _LONGEST, *(kinds or ()), most),
         )
         return [
             Delivery(

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 
 from deepcovid_edge.cart.alerts import AlertCode
 from deepcovid_edge.cart.config import CartSettings
 from deepcovid_edge.cart.model_pointer import settle_pointer
 from deepcovid_edge.cart.store.backup import FOLDER_NAME, newest
-from deepcovid_edge.cart.store.ledger import LEDGER_NAME, Ledger, LedgerDamagedError
+from deepcovid_edge.cart.store.ledger import (
+    LEDGER_NAME,
+    Ledger,
+    LedgerBusyError,
+    LedgerDamagedError,
+)
 from deepcovid_edge.cart.store.rebuild import (
     ALERT_KEY,
     delete_unfinished,
+    note_arrivals,
     rebuild,
     replaced_ledger,
 )
@@ -36,6 +43,8 @@ def open_store(settings: CartSettings) -> tuple[Ledger, Spool]:
         ledger = _open(spool, settings.backup or spool.folder / FOLDER_NAME)
         try:
             settle_pointer(settings, ledger)
+            with contextlib.suppress(LedgerBusyError):  # the disk is full: at the next start
+                note_arrivals(ledger)
         except BaseException:
             ledger.close()
             raise

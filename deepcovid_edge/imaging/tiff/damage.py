@@ -48,7 +48,7 @@ _SURPLUS = 1024
 _MOST_TIMES = 16
 """How often each byte of a file may be read: tiles of one grey may share theirs."""
 _MOST_TABLES = 8192
-"""Bytes of the tables that all strips share: 8 of Huffman and 4 of quantisation have under 4 KiB."""
+"""Bytes of the tables of all strips: 8 of Huffman and 4 of quantisation take under 4 KiB."""
 _BLOCK_ROWS = 32
 """Rows of the highest blocks of a JPEG (ITU-T T.81, A.2.4): some writers fill the last ones."""
 _MOST_PIXELS = 4 * MAX_PIXELS

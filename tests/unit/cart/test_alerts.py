@@ -28,6 +28,7 @@ from deepcovid_edge.cart.config import (
     ReceiveSettings,
     read_config,
 )
+from deepcovid_edge.cart.heartbeat import RECEIVER, WORKER
 from deepcovid_edge.cart.page import health
 from deepcovid_edge.cart.store import retention
 from deepcovid_edge.cart.store.backup import back_up
@@ -36,6 +37,7 @@ from deepcovid_edge.cart.store.ledger import Ledger
 from deepcovid_edge.cart.store.spool import Spool, SpoolSettings
 from deepcovid_edge.cart.work import housekeeping
 from deepcovid_edge.cart.work.housekeeping import Housekeeping, certificate_end
+from deepcovid_edge.cli.exit_codes import ExitCode
 from deepcovid_edge.device import shares
 from deepcovid_edge.errors import UsageError
 
@@ -115,6 +117,19 @@ def test_an_alert_is_acknowledged_by_its_key_or_by_a_code_that_it_alone_has(tmp_
     assert acknowledge(config, "quarantined") == "The alert is over.\n"
     with open_store(config.cart.spool) as store:
         assert codes(store.ledger) == {"clock"}
+
+
+def test_no_person_ends_the_alert_that_a_process_does_not_run(tmp_path: Path) -> None:
+    config, code = config_of(tmp_path), AlertCode.WORKER_STOPPED.code
+    with open_store(config.cart.spool) as store:
+        store.ledger.set_meta(WORKER, "1")
+        store.ledger.set_meta(RECEIVER, f"{time.time():.0f}")
+    done = CliRunner().invoke(
+        command, ["acknowledge", str(config.path), code], standalone_mode=False
+    )
+    assert done.output == "The alert ends once `cart work` runs.\n"
+    assert done.return_value == ExitCode.ERROR
+    assert f"Alert `{code}`" in CliRunner().invoke(command, ["status", str(config.path)]).output
 
 
 def look(config: CartConfig, folder: Path, settings: SpoolSettings) -> set[str]:

@@ -328,14 +328,17 @@ def test_the_cart_listens_to_peers_and_to_answers_about_storage_commitment(
         ("127.0.0.1", "127.0.0.1", False),
         ("0.0.0.0", "127.0.0.1", False),
         ("::", "127.0.0.1", False),
+        ("::", "::1", False),
+        ("0.0.0.0", "::1", True),
+        ("::1", "127.0.0.1", True),
         ("192.168.1.10", "127.0.0.1", True),
     ],
 )
 def test_the_page_and_the_receiver_have_a_port_each(
     tmp_path: Path, receive: str, page: str, is_right: bool
 ) -> None:
-    text = FIRST.replace("port = 8080", "port = 11112")
-    text = text.replace('host = "127.0.0.1"\nport = 11112', f'host = "{receive}"\nport = 11112', 1)
+    text = FIRST.replace('host = "127.0.0.1"\nport = 11112', f'host = "{receive}"\nport = 11112')
+    text = text.replace('host = "127.0.0.1"\nport = 8080', f'host = "{page}"\nport = 11112')
     message = (
         rf"page\.port: got 11112 at {page}, and receive\.port is the same at {receive}; expected"
     )

@@ -11,6 +11,8 @@ from cart_store import Store
 
 from deepcovid_edge.cart.alerts import AlertCode
 from deepcovid_edge.cart.config import Destination
+from deepcovid_edge.cart.send import outbox
+from deepcovid_edge.cart.send.dimse import Sender
 from deepcovid_edge.cart.send.outbox import Courier, Outbox
 from deepcovid_edge.cart.store.deliveries import Deliveries
 from deepcovid_edge.cart.store.retention import RetentionSettings, delete_old
@@ -27,12 +29,12 @@ def rows(store: Store) -> list[tuple[str, str]]:
 
 def test_what_waits_of_other_kinds_is_given_up_at_the_start_with_its_alerts(store: Store) -> None:
     fill(store, 3)
-    outbox = Deliveries(store.ledger, store.spool)
-    for one in outbox.due("pacs"):
+    deliveries = Deliveries(store.ledger, store.spool)
+    for one in deliveries.due("pacs"):
         if one.image_id == 1 or one.kind == "sr":
-            outbox.sent(one, "0x0000")
+            deliveries.sent(one, "0x0000")
         elif one.image_id == 2:
-            outbox.park(one, "0x0122")
+            deliveries.park(one, "0x0122")
     code = AlertCode.DESTINATION_REJECTS.code
     store.ledger.raise_alert("rejects:pacs", code, destination="pacs", status="0x0122")
     goal = Destination("pacs", "PACS", "127.0.0.1", free_port(), objects=("sr",))
@@ -49,22 +51,50 @@ def test_what_waits_of_other_kinds_is_given_up_at_the_start_with_its_alerts(stor
     assert delete_old(store.ledger, store.spool, RetentionSettings(0, 0)) == 3
 
 
-def test_other_kinds_that_are_queued_later_are_not_sent(
-    store: Store, capsys: pytest.CaptureFixture[str]
+def test_other_kinds_that_are_queued_later_are_left_alone(
+    store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """By a page that was not started again, or since the destination lost them."""
+    """They hold nothing up."""
+    monkeypatch.setattr(outbox, "_MOST", 2)
     goal = Destination("pacs", "PACS", "127.0.0.1", objects=("sr",))
     courier = Courier(goal, "CART", Deliveries(store.ledger, store.spool))
-    fill(store, 2)
+    fill(store, 3, decision="positive")  # pictures come first
     assert [one.kind for one in courier._due()] == ["sr", "sr"]
-    assert rows(store) == [("sr", "queued")] * 2
-    assert "given up" in capsys.readouterr().out
+    assert rows(store) == [("sr", "queued"), ("sc", "queued")] * 3
+    assert Outbox(config_for(store, goal), store.ledger, store.spool)._left() == 3
+
+
+def test_what_a_newer_configuration_queues_is_kept_for_the_next_start(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where the running courier begins again after a fault."""
+    monkeypatch.setattr(outbox, "_AFTER_FAULT_SECONDS", 0.01)
+    faults: list[str] = []
+
+    def has_fault(name: str) -> Sender:
+        faults.append(name)
+        raise OSError(name)
+
+    monkeypatch.setattr(outbox, "make_sender", lambda goal, *_: has_fault(goal.name))
+    goal = Destination("pacs", "PACS", "127.0.0.1", free_port(), objects=("sr",))
+    running = Outbox(config_for(store, goal), store.ledger, store.spool, waits=WAITS)
+    fill(store)
+    running.start()
+    try:
+        wait_until(lambda: bool(faults), 5)
+        assert rows(store) == [("sr", "queued")]
+        Deliveries(store.ledger, store.spool).resend(1, None, {"pacs": ("sr", "sc")})
+        seen = len(faults)
+        wait_until(lambda: len(faults) > seen + 2, 5)
+    finally:
+        running.stop()
+    assert rows(store) == [("sr", "queued"), ("sc", "queued")]
 
 
 def test_a_destination_that_gets_all_kinds_loses_nothing(store: Store) -> None:
     fill(store)
-    outbox = Deliveries(store.ledger, store.spool)
-    assert outbox.give_up("pacs", but=("sr", "sc")) == 0
-    assert outbox.give_up("other", but=("sr",)) == 0
+    deliveries = Deliveries(store.ledger, store.spool)
+    assert deliveries.give_up("pacs", but=("sr", "sc")) == 0
+    assert deliveries.give_up("other", but=("sr",)) == 0
     assert "given up" not in store.events()
-    assert outbox.give_up("pacs") == 2
+    assert deliveries.give_up("pacs") == 2
