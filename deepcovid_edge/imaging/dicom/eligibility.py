@@ -101,7 +101,7 @@ def _check_kind(header: DicomHeader) -> None:
 def _other_picture(elements: Elements) -> str:
     """What an X-ray image shows that is no radiograph of a person, or nothing."""
     for value in elements.texts(_IMAGE_TYPE)[2:]:
-        if _OTHER_PICTURES.search(words := _spaced(value)) or "ENERGY" in words:
+        if _OTHER_PICTURES.search(text := _spaced(value)) or "ENERGY" in text:
             return f"an image of type {value}"
     derivation = elements.raw(_DERIVATION)[:_LONGEST_DERIVATION].decode("latin-1")
     if _OTHER_PICTURES.search(_spaced(derivation)):
