@@ -173,9 +173,9 @@ def _renamed_at_end(output: Path) -> Iterator[Path]:
     Raises:
         OutputError: `output` cannot be written.
     """
-    if output.is_dir():
-        raise OutputError(f"{output}: is a folder, expected the name of a file")
-    output.parent.mkdir(parents=True, exist_ok=True)
+    from deepcovid_export.onnx_export.graphs import check_place
+
+    check_place(output)
     unfinished = output.with_name(f".{os.getpid()}-unfinished-{output.stem}.onnx")
     try:
         yield unfinished

@@ -107,6 +107,22 @@ def save(model: onnx.ModelProto, path: Path) -> None:
         temporary.replace(path)
 
 
+def check_place(path: Path) -> None:
+    """Refuse, before long work, a file that could not be written; its folder is created.
+
+    Raises:
+        OutputError: It cannot.
+    """
+    if path.is_dir():
+        raise OutputError(f"{path}: is a folder, expected the name of a file")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"{path}: cannot be written: {error.strerror or error}") from error
+    with temporary_beside(path) as temporary:
+        temporary.touch()
+
+
 @contextmanager
 def temporary_beside(path: Path) -> Iterator[Path]:
     """A place for an unfinished .onnx file in the folder of the finished one.

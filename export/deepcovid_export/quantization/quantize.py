@@ -18,7 +18,7 @@ from deepcovid_edge.backends.base import Backend
 from deepcovid_edge.backends.settings import BackendSettings
 from deepcovid_edge.datasets.dataset import LabelledImage, dataset_sha256, load_dataset
 from deepcovid_edge.device.progress import progress_bar
-from deepcovid_edge.errors import DataError, ModelFileError, OutputError, UsageError
+from deepcovid_edge.errors import DataError, ModelFileError, UsageError
 from deepcovid_edge.files import file_sha256
 from deepcovid_edge.manifest import ModelManifest, read_manifest
 from deepcovid_edge.validation.equivalence import EquivalenceRules
@@ -26,7 +26,7 @@ from deepcovid_edge.validation.verify import CHANGED, verify
 from deepcovid_export.decision.fit_ood import match_variant
 from deepcovid_export.decision.ood_graph import OodLayer, put_on, take_off
 from deepcovid_export.evaluation.predictions import with_truth
-from deepcovid_export.onnx_export.graphs import finish, save, temporary_beside
+from deepcovid_export.onnx_export.graphs import check_place, finish, save
 from deepcovid_export.onnx_export.half_weights import read_fp32
 from deepcovid_export.quantization.calibration import (
     BINS,
@@ -144,7 +144,7 @@ def quantize(
     settings = settings or QuantizeSettings()
     manifest = _fp32_manifest(model)
     path = output or Path(f"{model.stem}{settings.variant.suffix}.onnx")
-    _check_writable(path)
+    check_place(path)
     parent, layer = take_off(read_fp32(str(model), model.read_bytes()))
     compared = with_truth(_equivalence_images(equivalence, calibration), manifest)
     proof = with_truth(proof, manifest)
@@ -165,18 +165,6 @@ def quantize(
         result = _with_verdict(result, "verified", proved)
     save(finish(work.with_limits(), result), path)
     return Quantized(path, result, report, work.sensitivity, proved)
-
-
-def _check_writable(path: Path) -> None:
-    """Refuse, before the long work, a file that could not be written; its folder is created."""
-    if path.is_dir():
-        raise OutputError(f"{path}: is a folder, expected the name of a file")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputError(f"{path}: cannot be written: {error.strerror or error}") from error
-    with temporary_beside(path) as unfinished:
-        unfinished.touch()
 
 
 class _Work:

@@ -166,6 +166,18 @@ def test_what_each_answer_means(delivery: Delivery) -> None:
         assert set(web.parts) == {delivery.path.read_bytes()}
 
 
+def send_until(store: Store, web: Service, expected: dict[str, str]) -> None:
+    """Send to a service until these are the alerts."""
+    goal = Destination("pacs", url=f"http://127.0.0.1:{web.port}/dicom-web")
+    config = config_for(store, goal)
+    outbox = Outbox(config, store.ledger, store.spool, timeouts=SHORT, waits=WAITS)
+    outbox.start()
+    try:
+        wait_until(lambda: alerts(store) == expected, 10)
+    finally:
+        outbox.stop()
+
+
 @pytest.mark.parametrize("status", [409, 500, 503])
 def test_a_service_that_answers_and_stores_nothing_is_not_said_to_be_silent(
     store: Store, status: int
@@ -173,14 +185,7 @@ def test_a_service_that_answers_and_stores_nothing_is_not_said_to_be_silent(
     fill(store, kinds=["sr"])
     with service() as web:
         web.status = status
-        goal = Destination("pacs", url=f"http://127.0.0.1:{web.port}/dicom-web")
-        config = config_for(store, goal)
-        outbox = Outbox(config, store.ledger, store.spool, timeouts=SHORT, waits=WAITS)
-        outbox.start()
-        try:
-            wait_until(lambda: alerts(store) == {"waits:pacs": "destination_fails"}, 10)
-        finally:
-            outbox.stop()
+        send_until(store, web, {"waits:pacs": "destination_fails"})
 
 
 @pytest.mark.parametrize(
@@ -221,14 +226,7 @@ def test_a_redirect_is_said_to_be_a_rejection(store: Store) -> None:
     fill(store, kinds=["sr"])
     with service() as web:
         web.status, web.location = 301, "https://127.0.0.1/dicom-web/studies"
-        goal = Destination("pacs", url=f"http://127.0.0.1:{web.port}/dicom-web")
-        config = config_for(store, goal)
-        outbox = Outbox(config, store.ledger, store.spool, timeouts=SHORT, waits=WAITS)
-        outbox.start()
-        try:
-            wait_until(lambda: alerts(store) == {"rejects cart:pacs": "destination_rejects"}, 10)
-        finally:
-            outbox.stop()
+        send_until(store, web, {"rejects cart:pacs": "destination_rejects"})
         (alert,) = store.ledger.rows("SELECT detail FROM alert")
     status = json.loads(alert["detail"])["status"]
     assert status == "HTTP 301 redirect, which is not followed: correct url"
