@@ -9,19 +9,21 @@ from pathlib import Path
 
 from deepcovid_edge.device.process_tree import process_tree
 
-GRANDCHILD = """
+GRANDCHILD = "import os; print(os.getpid(), flush=True); input()"
+CHILD = f"""
 import subprocess, sys
 held = bytearray(64 << 20)
 held[::4096] = b"x" * len(held[::4096])
-with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as below:
-    print(below.pid, flush=True)
+below = [sys.executable, "-c", {GRANDCHILD!r}]
+with subprocess.Popen(below, stdin=subprocess.PIPE) as running:
     input()
-    below.communicate(b"\\n")
+    running.communicate(b"\\n")
 """
+"""The grandchild says that it runs: a process that was only just made holds no memory yet."""
 
 
 def test_a_tree_has_the_process_first_and_all_below_it() -> None:
-    command = [sys.executable, "-c", GRANDCHILD]
+    command = [sys.executable, "-c", CHILD]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as child:
         assert child.stdout is not None
         grandchild = int(child.stdout.readline())
