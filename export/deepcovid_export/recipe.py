@@ -35,7 +35,6 @@ class AugmentSettings:
         resolution: Reduce each image first to a random size, 1.14 to 2 times the network's input;
             else to twice the network's input.
         hide: Probability that the lungs are hidden and all classes are the right answer alike.
-        erase: Probability that one to four squares are erased, and the boxes in them with them.
         square: Bring each image once to the square that a centre crop sees, at 8/7 of the network's
             input, and keep it in memory. Neither resolution nor shape then tells the source, and no
             epoch waits for files. Replaces `resolution`; needs `input.resize` to be `centre_crop`
@@ -59,7 +58,6 @@ class AugmentSettings:
     jpeg: int = 40
     resolution: bool = True
     hide: float = 0.0
-    erase: float = 0.0
     square: bool = False
     zoom: float = 0.0
     shift: float = 0.0
@@ -70,7 +68,7 @@ class AugmentSettings:
         check(
             self,
             "augment.",
-            ("flip hide erase soften", lambda it: 0 <= it <= 1, "a probability, 0 to 1"),
+            ("flip hide soften", lambda it: 0 <= it <= 1, "a probability, 0 to 1"),
             ("zoom shift", lambda it: 0 <= it <= 0.5, "0 to 0.5"),
             ("crop", lambda it: 0 <= it <= 0.5, "0 to 0.5"),
             ("jpeg", lambda it: 0 <= it <= 95, "a quality, 0 to 95"),

@@ -24,8 +24,6 @@ _GRID = 4
 _SOFTEST = 0.5
 _MARGINS = (0.05, 0.17)
 """Least and largest share of a side between the image's edge and the hidden rectangle."""
-_SQUARES, _SQUARE_SIDES = 4, (1 / 14, 2 / 7)
-"""Most squares that are erased in an image, and the range of their sides, as shares of its own."""
 
 
 def augment_with_mask(
@@ -194,28 +192,3 @@ def hide_centre(pixels: NDArray[np.uint8], draw: np.random.Generator) -> NDArray
     grey = around / (pixels.size - pixels[inner].size)
     hidden[inner] = round(grey) if draw.random() < 0.7 else draw.integers(40, 220)
     return hidden
-
-
-def erases(how: AugmentSettings, draw: np.random.Generator) -> bool:
-    """Draw whether squares are erased this time."""
-    return how.erase > 0 and draw.random() < how.erase
-
-
-def erase_squares(
-    pixels: NDArray[np.uint8], mask: NDArray[np.uint8] | None, draw: np.random.Generator
-) -> tuple[NDArray[np.uint8], NDArray[np.uint8] | None]:
-    """A prepared image with up to four squares of one grey, half of them black, and its mask.
-
-    Random erasing (Zhong et al., AAAI 2020). The mask is cleared there too: nothing is seen in an
-    erased square. So the network learns what it means when occlusion hides a window.
-    """
-    erased, cleared = pixels.copy(), None if mask is None else mask.copy()
-    shape = np.array(pixels.shape)
-    for _ in range(draw.integers(1, _SQUARES + 1)):
-        side = round(draw.uniform(*_SQUARE_SIDES) * shape.min())
-        top, left = draw.integers(shape - side + 1)
-        square = slice(top, top + side), slice(left, left + side)
-        erased[square] = 0 if draw.random() < 0.5 else draw.integers(256)
-        if cleared is not None:
-            cleared[square] = 0
-    return erased, cleared

@@ -23,8 +23,6 @@ from deepcovid_edge.imaging.radiograph import Radiograph
 from deepcovid_edge.imaging.reading import read_radiograph
 from deepcovid_export.data.augment import (
     augment_with_mask,
-    erase_squares,
-    erases,
     hide_centre,
     hides_lungs,
     square_spec,
@@ -107,8 +105,6 @@ class ImageDataset(Dataset[Sample]):
             return self._hidden(hide_centre(pixels, draw))
         if mask is not None:
             mask = prepare(replace(changed, pixels=mask), self.input)
-        if erases(how, draw):
-            pixels, mask = erase_squares(pixels, mask, draw)
         return self._sample(place, pixels, mask)
 
     def _read(self, place: int) -> Radiograph:

@@ -1,4 +1,4 @@
-"""Hidden lungs and erased squares: what is covered, with what, and how often."""
+"""Hidden lungs: what is covered, with what, how often, and the same again after a resume."""
 
 from __future__ import annotations
 
@@ -12,13 +12,7 @@ pytest.importorskip("torch", reason="training needs extra export")
 from drawn_once import drawn_phantom
 
 from deepcovid_edge.imaging.radiograph import Radiograph
-from deepcovid_export.data.augment import (
-    augment_with_mask,
-    erase_squares,
-    erases,
-    hide_centre,
-    hides_lungs,
-)
+from deepcovid_export.data.augment import augment_with_mask, hide_centre, hides_lungs
 from deepcovid_export.recipe import AugmentSettings
 
 IMAGE = np.ascontiguousarray(drawn_phantom(3)[:224, :224])
@@ -54,42 +48,6 @@ def test_one_in_four_is_hidden_and_none_where_the_recipe_says_so() -> None:
     before = draw.bit_generator.state
     assert not hides_lungs(AugmentSettings(), draw)
     assert draw.bit_generator.state == before  # recipes without it draw what they always drew
-
-
-def test_squares_are_erased_from_the_image_and_from_its_mask() -> None:
-    image, full = np.full((112, 140), 128, np.uint8), np.full((112, 140), 255, np.uint8)
-    shares, greys = [], []
-    for seed in range(300):
-        erased, mask = erase_squares(image, full, np.random.default_rng(seed))
-        assert mask is not None
-        inside = mask == 0
-        assert (erased[~inside] == 128).all()
-        assert (mask[~inside] == 255).all()
-        shares.append(inside.mean())
-        greys.append(int(erased[inside][0]))
-    assert 8 * 8 / image.size <= min(shares) < 0.01
-    assert 0.12 < max(shares) <= 4 * 32 * 32 / image.size
-    assert 0.4 < np.mean(np.array(greys) == 0) < 0.6
-    assert len(set(greys)) > 60
-    assert (image == 128).all()
-    assert (full == 255).all()
-
-
-def test_an_image_that_nobody_drew_boxes_on_is_erased_alike() -> None:
-    erased, mask = erase_squares(IMAGE, None, np.random.default_rng(5))
-    boxed, _ = erase_squares(IMAGE, IMAGE, np.random.default_rng(5))
-    assert mask is None
-    assert np.array_equal(erased, boxed)
-    assert not np.array_equal(erased, IMAGE)
-
-
-def test_as_many_are_erased_as_the_recipe_says() -> None:
-    draw = np.random.default_rng(1)
-    share = np.mean([erases(AugmentSettings(erase=0.7), draw) for _ in range(4000)])
-    assert share == pytest.approx(0.7, abs=0.03)
-    before = draw.bit_generator.state
-    assert not erases(AugmentSettings(), draw)
-    assert draw.bit_generator.state == before
 
 
 def test_an_image_that_no_change_touches_keeps_its_grey_levels() -> None:

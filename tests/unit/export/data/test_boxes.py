@@ -163,26 +163,6 @@ def test_images_with_hidden_lungs_have_no_target_for_the_map(data: Path) -> None
     assert images[3].likely.tolist() == [0.5, 0.5]
 
 
-def test_a_box_that_is_erased_is_no_target_for_the_map(data: Path) -> None:
-    train = training_data(data, recipe(), allow_leaks=True).train
-    how = AugmentSettings(**{**vars(STILL), "erase": 1.0})
-    whole = ImageDataset(train, recipe(), training=True)
-    erased = ImageDataset(train, recipe(how), training=True)
-    whole.cells = erased.cells = (112, 112)
-    before, touched = whole[0], 0
-    for epoch in range(10):
-        erased.epoch = epoch
-        after = erased[0]
-        changed = after.pixels != before.pixels
-        gone = after.grid < before.grid
-        assert after.target == before.target
-        assert (after.grid <= before.grid).all()
-        assert (changed[gone]).all()
-        assert (after.grid[changed] == 0).all()
-        touched += bool(gone.any())
-    assert touched >= 5
-
-
 def test_a_square_is_kept_in_memory_and_hides_shape_and_resolution(data: Path) -> None:
     images = ImageDataset(
         training_data(data, recipe(), allow_leaks=True).train, recipe(), training=True
