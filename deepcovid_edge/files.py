@@ -15,7 +15,7 @@ import re
 import stat
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import IO, BinaryIO, TypeVar
@@ -308,6 +308,18 @@ def _wait_for_lock(stream: IO[str], holder: str, stop: threading.Event) -> bool:
 
 def _holder(path: Path) -> str:
     return path.read_text(encoding="ascii", errors="replace").strip()
+
+
+def missing_folders(folder: Path) -> list[Path]:
+    """The folder and those above it that are not there, from the inside out."""
+    return [place for place in (folder, *folder.parents) if not place.exists()]
+
+
+def remove_empty(folders: Iterable[Path]) -> None:
+    """Remove folders from the inside out, up to the first that is not empty."""
+    with contextlib.suppress(OSError):
+        for folder in folders:
+            folder.rmdir()
 
 
 def check_writable(path: Path) -> None:

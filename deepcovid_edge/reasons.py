@@ -197,7 +197,11 @@ class WarningCode(_Explained):
         "File name and content disagree about the format.",
         "the content decides",
     )
-    EXIF = ("W_EXIF", "Turned or mirrored as the file states.", "EXIF or TIFF orientation")
+    EXIF = (
+        "W_EXIF",
+        "Turned or mirrored as the file states.",
+        "orientation of EXIF or TIFF, or else of XMP",
+    )
     ALPHA = ("W_ALPHA", "Transparent parts were placed on black.", "the alpha channel is used")
     PALETTE = (
         "W_PALETTE",

@@ -22,6 +22,7 @@ from deepcovid_edge.device import shares
 from deepcovid_edge.device.memory import check_address_space
 from deepcovid_edge.device.progress import number_of
 from deepcovid_edge.errors import UsageError
+from deepcovid_edge.files import missing_folders, remove_empty
 from deepcovid_edge.pipeline.disk_guard import LEAST_FREE_MIB, DiskGuard
 from deepcovid_edge.pipeline.sources import check_folders, check_paths, list_images
 
@@ -306,6 +307,7 @@ def _explainer(settings: RunSettings, model: Model, opened: ExitStack) -> HeatMa
     maker = opened.enter_context(
         model.heatmap_maker(settings.heatmaps.method, settings.heatmaps.occlusion)
     )
+    opened.callback(remove_empty, missing_folders(settings.heatmaps.folder))
     return HeatMapWriter(maker, settings.heatmaps)
 
 

@@ -8,7 +8,7 @@ matter.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -28,14 +28,9 @@ def join(before: Result, now: Result) -> Result:
     Raises:
         IncomparableRunsError: They were not measured alike.
     """
-    differing = [*_differing(before, now)]
+    check_alike(before, now.header)
     if [run.key for run in before.runs] != [run.key for run in now.runs]:
-        differing.append("runs")
-    if differing:
-        raise IncomparableRunsError(
-            f"not measured like the earlier invocations: other {', '.join(differing)}: measure "
-            "alike, or write another file"
-        )
+        raise _unlike(["runs"])
     earlier, later = before.header["memory"], now.header["memory"]
     memory = {
         name: max(
@@ -49,9 +44,26 @@ def join(before: Result, now: Result) -> Result:
     return Result({**before.header, "memory": memory}, runs)
 
 
-def _differing(before: Result, now: Result) -> Iterator[str]:
+def check_alike(before: Result, header: Mapping[str, Any]) -> None:
+    """Check that what is measured under a header can be joined with earlier invocations.
+
+    Raises:
+        IncomparableRunsError: It cannot.
+    """
+    if differing := [*_differing(before.header, header)]:
+        raise _unlike(differing)
+
+
+def _unlike(differing: Sequence[str]) -> IncomparableRunsError:
+    return IncomparableRunsError(
+        f"not measured like the earlier invocations: other {', '.join(differing)}: measure "
+        "alike, or write another file"
+    )
+
+
+def _differing(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
     for part in _SAME:
-        first, second = (json.loads(json.dumps(one.header.get(part))) for one in (before, now))
+        first, second = (json.loads(json.dumps(one.get(part))) for one in (before, now))
         for name in dict.fromkeys((*first, *second)):
             if first.get(name) != second.get(name):
                 yield f"{part}.{name}"

@@ -126,6 +126,7 @@ def bench(
     *,
     clock: Clock | None = None,
     gauge: GpuGauge | None = None,
+    check: Callable[[Mapping[str, Any]], None] = lambda _: None,
     progress: Callable[[str], None] = lambda _: None,
 ) -> Result:
     """Measure a model.
@@ -136,6 +137,8 @@ def bench(
         settings: What is measured, and for how long.
         clock: None for the host's.
         gauge: Reads the GPU; None for the one that is found.
+        check: Called with the header, as far as it is known before the first run; what it raises
+            ends the measurement.
         progress: Called with the name of each run as it begins.
 
     Raises:
@@ -152,23 +155,22 @@ def bench(
             ready = clock.now()
             backend.infer(chosen.pixels[:1])
             answered = clock.now()
+            header = _header(backend, chosen, settings)
+            if gauge:
+                header["device"] |= {f"gpu_{k}": v for k, v in gauge.versions().items()}
+            check(header)
             bench = _Bench(backend, chosen, settings, clock, gauge)
             runs = []
             for scope, scenario in product(settings.scopes, settings.scenarios):
                 progress(f"{scope}, {scenario}")
                 runs.append(bench.run(scope, scenario))
-            header = {
-                **_header(backend, chosen, settings),
-                "start": {
-                    "load_ms": (loaded - began) / MILLISECOND,
-                    "first_result_ms": (loaded - began + answered - ready) / MILLISECOND,
-                    "means": "from loading the model to the first logits, without the start of "
-                    "Python and reading the image",
-                },
-                "memory": _memory(runs, idle),
+            header["start"] = {
+                "load_ms": (loaded - began) / MILLISECOND,
+                "first_result_ms": (loaded - began + answered - ready) / MILLISECOND,
+                "means": "from loading the model to the first logits, without the start of "
+                "Python and reading the image",
             }
-            if gauge:
-                header["device"] |= {f"gpu_{k}": v for k, v in gauge.versions().items()}
+            header["memory"] = _memory(runs, idle)
     finally:
         if gauge and found:
             gauge.close()

@@ -55,6 +55,13 @@ class AlertCode(Coded):
         "The disk is nearly full; not every image is taken.",
         "Free some room on the disk of the spool, or lower keep_days.",
     )
+    DISK_FAILS = (
+        "disk_fails",
+        "Nothing can be written onto the disk of the cart: no image is taken, assessed or"
+        " answered.",
+        "See the detail. Free some room on the disk of the spool; if it is read-only or fails, have"
+        " it repaired. This alert ends by itself.",
+    )
     ASSESSOR_STOPPED = (
         "assessor_stopped",
         "Images are received but not assessed.",
@@ -147,6 +154,9 @@ class AlertCode(Coded):
         self.code, self.sentence, self.fix = code, sentence, fix
 
 
+_OF_SILENCE = (AlertCode.RECEIVER_STOPPED, AlertCode.WORKER_STOPPED, AlertCode.DISK_FAILS)
+
+
 @dataclass(frozen=True)
 class UnknownCode:
     """The code of an alert that another version of the program raised."""
@@ -174,5 +184,5 @@ class Alert:
 
     @property
     def is_silence(self) -> bool:
-        """Whether it is seen by a role's silence: no person ends it, but the role once it runs."""
-        return self.code in (AlertCode.RECEIVER_STOPPED, AlertCode.WORKER_STOPPED)
+        """Whether it is seen by a role's silence: it ends once the role is heard, by no person."""
+        return self.code in _OF_SILENCE

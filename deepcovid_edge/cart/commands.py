@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
     from deepcovid_edge.cart.status import CartStatus
 
 _CONFIG = click.argument("config", type=NamedPath())
+_STDIN = click.option("--stdin", "from_stdin", is_flag=True, hidden=True)
+"""What CONFIG holds comes on standard input: so `run` gives every role the same."""
 
 
 @click.group()
@@ -32,20 +35,24 @@ def command() -> None:
 @command.command()
 @_CONFIG
 def run(config: Path) -> None:
-    """Run every role, and start again what ends.
+    """Run every role, and start again what ends, with CONFIG as it was at the start.
 
     Example: deepcovid-edge cart run cart.toml
     """
+    from deepcovid_edge.cart.config import parse_config
     from deepcovid_edge.cart.run import ROLES, run_roles
     from deepcovid_edge.device.service import stop_event
+    from deepcovid_edge.files import read_named
 
-    settings = _read(config)
-    run_roles(settings, stop_event(), (*ROLES, "page") if settings.page else ROLES)
+    data = read_named(config)
+    settings = parse_config(config, data)
+    run_roles(settings, data, stop_event(), (*ROLES, "page") if settings.page else ROLES)
 
 
 @command.command()
 @_CONFIG
-def receive(config: Path) -> None:
+@_STDIN
+def receive(config: Path, *, from_stdin: bool) -> None:
     """Take images in: DICOM and watched folders.
 
     Example: deepcovid-edge cart receive cart.toml
@@ -53,12 +60,13 @@ def receive(config: Path) -> None:
     from deepcovid_edge.cart.receive.role import receive as take
     from deepcovid_edge.device.service import stop_event
 
-    take(_read(config), stop_event())
+    take(_read_for_role(config, from_stdin=from_stdin), stop_event())
 
 
 @command.command()
 @_CONFIG
-def work(config: Path) -> None:
+@_STDIN
+def work(config: Path, *, from_stdin: bool) -> None:
     """Assess images and send the results.
 
     Example: deepcovid-edge cart work cart.toml
@@ -66,12 +74,13 @@ def work(config: Path) -> None:
     from deepcovid_edge.cart.work.role import work as assess
     from deepcovid_edge.device.service import stop_event
 
-    assess(_read(config), stop_event())
+    assess(_read_for_role(config, from_stdin=from_stdin), stop_event())
 
 
 @command.command()
 @_CONFIG
-def page(config: Path) -> None:
+@_STDIN
+def page(config: Path, *, from_stdin: bool) -> None:
     """Show what was assessed, as a page for a browser.
 
     Example: deepcovid-edge cart page cart.toml
@@ -80,7 +89,7 @@ def page(config: Path) -> None:
     from deepcovid_edge.device.service import stop_event
     from deepcovid_edge.errors import require
 
-    settings = _read(config)
+    settings = _read_for_role(config, from_stdin=from_stdin)
     for library in LIBRARIES:
         require(library, extra="cart")
     from deepcovid_edge.cart.page.role import page as serve
@@ -241,12 +250,12 @@ def acknowledge(config: Path, key: str) -> int:
             ledger.clear_alert(alert.key)
             click.echo("The alert is over.")
             return ExitCode.DONE
-    click.echo(
-        f"The alert ends once `{alert.detail['process']}` runs."
-        if alert
-        else f"There is no alert {key!r}.",
-        err=True,
-    )
+    if alert:
+        process = alert.detail.get("process")
+        what = f"`{process}` runs" if process else "the disk can be written"
+        click.echo(f"The alert ends once {what}.", err=True)
+    else:
+        click.echo(f"There is no alert {key!r}.", err=True)
     return ExitCode.ERROR
 
 
@@ -384,6 +393,12 @@ def rollback(config: Path) -> None:
 
 def _echo_model(facts: dict[str, Any]) -> None:
     click.echo(f"{facts['model']} assesses, {facts['backend']}, {facts['variant']}")
+
+
+def _read_for_role(config: Path, *, from_stdin: bool) -> CartConfig:
+    from deepcovid_edge.cart.config import parse_config
+
+    return parse_config(config, sys.stdin.buffer.read()) if from_stdin else _read(config)
 
 
 def _read(config: Path) -> CartConfig:

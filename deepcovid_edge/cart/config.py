@@ -31,9 +31,10 @@ from typing import Any, Literal
 from deepcovid_edge.backends import AUTO, BACKENDS
 from deepcovid_edge.backends.settings import is_address
 from deepcovid_edge.cart.addresses import check_address, check_host, check_url, overlap
-from deepcovid_edge.cart.toml_tables import Settings, build_settings, read_toml
+from deepcovid_edge.cart.toml_tables import Settings, build_settings, parse_toml
 from deepcovid_edge.device import shares
 from deepcovid_edge.errors import UsageError
+from deepcovid_edge.files import read_named
 from deepcovid_edge.models import shipped_models
 
 _AE_TITLE = re.compile(r"[ -\[\]-~]{1,16}")
@@ -380,7 +381,16 @@ def read_config(path: Path) -> CartConfig:
         UsageError: It is not TOML, or a value is wrong; the message names the file, the key, what
             was received and what was expected.
     """
-    values = read_toml(path)
+    return parse_config(path, read_named(path))
+
+
+def parse_config(path: Path, data: bytes) -> CartConfig:
+    """The configuration that a file held.
+
+    Raises:
+        UsageError: As `read_config`.
+    """
+    values = parse_toml(path, data)
     try:
         return _config(path, values)
     except ValueError as error:

@@ -1,18 +1,45 @@
-"""Signs of life of the roles, in the ledger: whoever reads it sees which of them run."""
+"""Signs of life of the roles, in the ledger: whoever reads it sees which of them run.
+
+They are compared by the monotonic clock, which all processes of one start of the machine share: a
+step of the time of day ends no role.
+"""
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Mapping
 from datetime import datetime, timezone
+from typing import NamedTuple
 
+from deepcovid_edge.cart.store.clock import boot_id
 from deepcovid_edge.cart.store.ledger import Ledger
 
 RECEIVER, WORKER = "receive alive", "work alive"
-"""Keys of the table `meta`: when a role last said that it runs, seconds since 1970."""
+"""Keys of the table `meta`: when a role last said that it runs, a `_Sign` as JSON."""
 ALIVE_SECONDS = 60.0
 """Longest time since a role that runs last said so, seconds."""
 _BEAT_SECONDS = 5.0
+
+
+class _Sign(NamedTuple):
+    """When a role said that it runs.
+
+    Attributes:
+        at: Seconds since 1970.
+        boot: The start of the machine, as the kernel calls it.
+        monotonic: Seconds of the monotonic clock.
+    """
+
+    at: float
+    boot: str = ""
+    monotonic: float = 0.0
+
+    @property
+    def is_now(self) -> bool:
+        """Whether that was within a minute."""
+        passed = time.monotonic() - self.monotonic
+        return self.boot == boot_id() and -1.0 < passed < ALIVE_SECONDS
 
 
 class Heartbeat:
@@ -37,31 +64,35 @@ class Heartbeat:
         if now < self._next:
             return False
         self._next = now + _BEAT_SECONDS
-        self._ledger.set_meta(self._key, f"{time.time():.0f}")
+        sign = _Sign(round(time.time()), boot_id(), round(now, 1))
+        self._ledger.set_meta(self._key, json.dumps(sign))
         return True
 
 
 def runs(ledger: Ledger, key: str) -> bool:
     """Whether a role has said so within a minute."""
-    said = ledger.get_meta(key)
-    return said is not None and _is_now(float(said))
+    sign = _last_sign(ledger, key)
+    return sign is not None and sign.is_now
 
 
 def silent_since(ledger: Ledger) -> Mapping[str, str]:
     """The roles that do not run, and since when, UTC; nothing before the cart ran first."""
-    told = {key: ledger.get_meta(key) for key in (RECEIVER, WORKER)}
-    last = max((float(at) for at in told.values() if at), default=None)
+    told = {key: _last_sign(ledger, key) for key in (RECEIVER, WORKER)}
+    last = max((sign.at for sign in told.values() if sign), default=None)
     if last is None:
         return {}
     return {
-        key: _utc(float(at) if at else last)
-        for key, at in told.items()
-        if not (at and _is_now(float(at)))
+        key: _utc(sign.at if sign else last)
+        for key, sign in told.items()
+        if not (sign and sign.is_now)
     }
 
 
-def _is_now(at: float) -> bool:
-    return abs(time.time() - at) < ALIVE_SECONDS
+def _last_sign(ledger: Ledger, key: str) -> _Sign | None:
+    said = json.loads(ledger.get_meta(key) or "null")
+    if said is None:
+        return None
+    return _Sign(*said) if isinstance(said, list) else _Sign(said)  # of an earlier program
 
 
 def _utc(at: float) -> str:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import threading
 import time
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from deepcovid_edge.cart.config import CartConfig
 from deepcovid_edge.device.child_process import end, ending_with_this
@@ -32,10 +34,18 @@ class _Role:
     next_start: float = field(default_factory=time.monotonic)
 
 
-def run_roles(config: CartConfig, stop: threading.Event, roles: tuple[str, ...] = ROLES) -> None:
+def run_roles(
+    config: CartConfig, data: bytes, stop: threading.Event, roles: tuple[str, ...] = ROLES
+) -> None:
     """Run the roles until the stop; they end with this process, even where it is killed.
 
     The thread that calls this must stay: the kernel ends the roles with it.
+
+    Args:
+        config: The configuration.
+        data: What its file held: roles get this, whatever becomes of the file.
+        stop: Ends this.
+        roles: The roles.
 
     Raises:
         NotThereError: A port of theirs cannot be listened on.
@@ -49,16 +59,16 @@ def run_roles(config: CartConfig, stop: threading.Event, roles: tuple[str, ...] 
     try:
         while not stop.wait(_LOOK_SECONDS):
             for role in running:
-                _look(config, role)
+                _look(config.path, data, role)
     finally:
         _end_all(running)
 
 
-def _look(config: CartConfig, role: _Role) -> None:
+def _look(path: Path, data: bytes, role: _Role) -> None:
     now = time.monotonic()
     if role.process is None:
         if now >= role.next_start:
-            _start(config, role)
+            _start(path, data, role)
         return
     code = role.process.poll()
     if code is None:
@@ -70,11 +80,14 @@ def _look(config: CartConfig, role: _Role) -> None:
     role.process, role.next_start = None, now + wait
 
 
-def _start(config: CartConfig, role: _Role) -> None:
-    command = [sys.executable, "-m", "deepcovid_edge", "cart", role.name, str(config.path)]
-    role.process = subprocess.Popen(
-        ending_with_this(command), stdin=subprocess.DEVNULL, start_new_session=True
-    )
+def _start(path: Path, data: bytes, role: _Role) -> None:
+    command = [sys.executable, "-m", "deepcovid_edge", "cart", role.name, str(path), "--stdin"]
+    with os.fdopen(os.memfd_create("cart.toml"), "w+b") as given:  # a pipe may be too small
+        given.write(data)
+        given.seek(0)
+        role.process = subprocess.Popen(
+            ending_with_this(command), stdin=given, start_new_session=True
+        )
     role.started = time.monotonic()
     log("role started", role=role.name, pid=role.process.pid)
 

@@ -13,6 +13,7 @@ from deepcovid_edge.cart.heartbeat import RECEIVER, WORKER, silent_since
 from deepcovid_edge.cart.model_pointer import ModelChoice, RunningModel, model_in_use, running_model
 from deepcovid_edge.cart.store.ledger import Ledger
 from deepcovid_edge.cart.store.schema import IMAGE_STATES, OUTBOX_STATES
+from deepcovid_edge.cart.store.spool import write_fault
 from deepcovid_edge.errors import UsageError
 
 _STOPPED = {
@@ -104,13 +105,19 @@ def _queues(config: CartConfig, ledger: Ledger) -> dict[str, dict[str, int]]:
 def raised_alerts(ledger: Ledger) -> list[Alert]:
     """The alerts that are not over, the oldest first.
 
-    A role that does not run cannot raise an alert of its own: it is seen by its silence.
+    A role that does not run cannot raise an alert of its own: it is seen by its silence. While
+    nothing can be written, no role can say that it runs: the alert names the disk.
     """
     raised = [
         Alert(_code(row["code"]), row["key"], json.loads(row["detail"]), row["since_utc"])
         for row in ledger.rows("SELECT * FROM alert")
     ]
-    for key, since in silent_since(ledger).items():
+    silent = silent_since(ledger)
+    if silent and (why := write_fault(ledger.path.parent)):
+        code = AlertCode.DISK_FAILS
+        raised.append(Alert(code, code.code, {"why": why}, min(silent.values())))
+        silent = {}
+    for key, since in silent.items():
         code, process = _STOPPED[key]
         raised.append(Alert(code, code.code, {"process": process}, since))
     return sorted(raised, key=lambda alert: (alert.since, alert.key))

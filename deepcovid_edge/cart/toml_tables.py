@@ -12,7 +12,7 @@ from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from deepcovid_edge.errors import NotThereError, UsageError
+from deepcovid_edge.errors import UsageError
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -23,18 +23,19 @@ Settings = TypeVar("Settings")
 _LARGEST = 1e300
 
 
-def read_toml(path: Path) -> dict[str, Any]:
-    """Read a file of TOML.
+def parse_toml(path: Path, data: bytes) -> dict[str, Any]:
+    """The values of a file of TOML.
+
+    Args:
+        path: The file, for messages.
+        data: What it holds.
 
     Raises:
-        NotThereError: It cannot be read.
         UsageError: It is not TOML; the message has the line, and the usual mistake.
     """
     try:
-        text = path.read_text(encoding="utf-8-sig")  # editors of Windows write its mark
+        text = data.decode("utf-8-sig")  # editors of Windows write its mark
         values: dict[str, Any] = tomllib.loads(text)
-    except OSError as error:
-        raise NotThereError(f"{path}: {error.strerror or error}") from error
     except UnicodeError as error:
         raise UsageError(f"{path}: not TOML: expected a text in UTF-8: {error}") from error
     except RecursionError as error:

@@ -106,7 +106,7 @@ def command(
     """
     from deepcovid_edge.backends import choose_file, load_backend
     from deepcovid_edge.backends.settings import BackendSettings
-    from deepcovid_edge.benchmarking.invocations import join
+    from deepcovid_edge.benchmarking.invocations import check_alike, join
     from deepcovid_edge.benchmarking.measure import bench, bench_images
     from deepcovid_edge.benchmarking.results import read_result
     from deepcovid_edge.device.process import set_up
@@ -128,6 +128,7 @@ def command(
             partial(load_backend, file, backend=backend, settings=loaded_settings),
             partial(bench_images, paths, name=name),
             settings,
+            check=partial(check_alike, earlier) if earlier else lambda _: None,
             progress=lambda run: click.echo(f"measuring {run}", err=True),
         )
     if earlier:

@@ -16,7 +16,7 @@ marks |
 | RGB, 8 or 16 bit | not assessed if coloured, else luma (ITU-R BT.601, OpenCV's RGB2GRAY) |
 | alpha | laid on black; 0 everywhere in a BMP is opaque |
 | palette | looked up, then as RGB |
-| EXIF or TIFF orientation | applied |
+| orientation of EXIF or TIFF, else of XMP | applied, see `orientation.py` |
 | TIFF WhiteIsZero | inverted; grey of no stated interpretation is BlackIsZero |
 | pixels that are not square | stretched, see `aspect.py` |
 | uncompressed, ends in zeros | see `empty_end.py` |
@@ -48,6 +48,13 @@ from deepcovid_edge.imaging.depth import full_scale
 from deepcovid_edge.imaging.empty_end import check_end, check_tiff, of_bmp
 from deepcovid_edge.imaging.files import FileBytes
 from deepcovid_edge.imaging.jpeg import decode_jpeg, jpeg_with_end, jpeg_without_oddities
+from deepcovid_edge.imaging.orientation import (
+    SIDEWAYS,
+    TURNS,
+    exif_tag,
+    stated_orientation,
+    turned,
+)
 from deepcovid_edge.imaging.png import (
     lacks_rows,
     png_without_metadata,
@@ -166,7 +173,7 @@ def _checked(data: bytes) -> bytes:
 
 @dataclass(frozen=True)
 class PlainJpeg:
-    """A grey JPEG of one picture without EXIF, which most images of 8 bits are.
+    """A grey JPEG of one picture that states no orientation, which most images of 8 bits are.
 
     What is asked of a `PIL.Image.Image` before it is decoded, without the time that Pillow takes.
     """
@@ -275,7 +282,7 @@ def _upright_shape(picture: Picture, data: bytes) -> PixelShape:
     """
     shape = pixel_shape([*stated_by_container(picture.format or "", data), *_resolution(picture)])
     width, height = picture.size
-    if _orientation(picture) in _SIDEWAYS:
+    if stated_orientation(picture) in SIDEWAYS:
         shape = shape.turned()
         if picture.format != "TIFF":  # Pillow gives the size of a TIFF upright
             width, height = height, width
@@ -289,7 +296,7 @@ def _resolution(picture: Picture) -> list[tuple[Any, Any]]:
 
     Where they are given to a density's pixels, see `aspect.stated_by_container`.
     """
-    across, down = (_exif(picture, number, None) for number in (282, 283))
+    across, down = (exif_tag(picture, number, None) for number in (282, 283))
     return [] if across is None and down is None else [(across, down)]
 
 
@@ -360,7 +367,11 @@ def _is_lossy(picture: Picture, data: bytes) -> bool:
 
 def _decode(picture: Picture, data: bytes) -> tuple[NDArray[Any], list[WarningCode]]:
     """Upright pixels of shape (H, W) or (H, W, 3), RGB, uint8 or uint16, alpha laid on black."""
-    orientation = _orientation(picture)
+    orientation = stated_orientation(picture)
+    # Both decoders turn a TIFF themselves, but OpenCV reads no XMP.
+    is_turned = picture.format == "TIFF" and bool(
+        _tiff_tag(picture, 274) or not _is_deep_colour(picture)
+    )
     try:
         if isinstance(picture, PlainJpeg) or picture.format == "JPEG":
             pixels = decode_jpeg(data, "GRAY" if picture.mode == "L" else "RGB")
@@ -378,12 +389,12 @@ def _decode(picture: Picture, data: bytes) -> tuple[NDArray[Any], list[WarningCo
         detail = "its pixels are damaged or missing" if by_libtiff else one_line(error)
         raise NotAssessedError(reason, detail) from error
     if picture.format == "PNG":  # its EXIF may stand behind the pixels
-        orientation = _orientation(picture)
+        orientation = stated_orientation(picture)
     pixels, warnings = _on_black(pixels)
-    if orientation not in _TURNS:
+    if orientation not in TURNS:
         return pixels, warnings
-    if picture.format != "TIFF":  # both decoders turn a TIFF themselves
-        pixels = _turned(pixels, orientation)
+    if not is_turned:
+        pixels = turned(pixels, orientation)
     return pixels, [*warnings, WarningCode.EXIF]
 
 
@@ -452,48 +463,3 @@ def _on_black(pixels: NDArray[Any]) -> tuple[NDArray[Any], list[WarningCode]]:
         colour = laid
         warnings = [WarningCode.ALPHA]
     return (colour[..., 0] if colour.shape[2] == 1 else colour), warnings
-
-
-def _orientation(picture: Picture) -> int:
-    """EXIF orientation (CIPA DC-008, tag 0x0112; TIFF 6.0, tag 274), 1 where none is stated."""
-    try:
-        return int(_exif(picture, 274, 1))
-    except (TypeError, ValueError):
-        return 1
-
-
-def _exif(picture: Picture, number: int, absent: Any) -> Any:
-    """A tag of EXIF or of TIFF, which share their numbers."""
-    if isinstance(picture, PlainJpeg):
-        return absent
-    if isinstance(picture, OpenCvTiff):
-        return picture.tag_v2.get(number, absent)
-    if picture.format != "TIFF" and not _EXIF_KEYS & picture.info.keys():
-        return absent
-    try:
-        return picture.getexif().get(number, absent)
-    except Exception:  # a damaged EXIF block says nothing
-        return absent
-
-
-_EXIF_KEYS = {"exif", "Raw profile type exif"}
-"""Where Pillow keeps EXIF; the second is ImageMagick's way in PNG."""
-
-
-def _turned(pixels: NDArray[Any], orientation: int) -> NDArray[Any]:
-    flip, quarter_turns = _TURNS[orientation]
-    return np.ascontiguousarray(np.rot90(np.fliplr(pixels) if flip else pixels, quarter_turns))
-
-
-# Orientation -> (mirror first, quarter turns counter-clockwise).
-_TURNS = {
-    2: (True, 0),
-    3: (False, 2),
-    4: (True, 2),
-    5: (True, 1),
-    6: (False, 3),
-    7: (True, 3),
-    8: (False, 1),
-}
-_SIDEWAYS = {5, 6, 7, 8}
-"""Orientations that make columns of the rows."""

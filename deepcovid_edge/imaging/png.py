@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from deepcovid_edge.imaging.signatures import png_chunks
+from deepcovid_edge.imaging.signatures import XMP_ORIENTATION, png_chunks
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -28,6 +28,10 @@ _PNG_SIZES = {b"acTL": 8, b"fcTL": 26, b"pHYs": 9}
 damaged."""
 _PNG_EXIF = re.compile(rb"(?:tEXt|zTXt|iTXt)Raw profile type exif\0")
 """EXIF as ImageMagick writes it."""
+_PNG_XMP = re.compile(rb"iTXtXML:com\.adobe\.xmp\0([\0\1])\0[^\0]*\0[^\0]*\0")
+"""XMP, and whether it is compressed (XMP Specification part 3; PNG, 11.3.3.4)."""
+_MOST_XMP = 1 << 20
+"""Pillow opens no PNG with a longer text."""
 _DEPTH = 24
 """Offset of the bits per sample (PNG, 11.2.1)."""
 _MOST_EXIF = 1 << 16
@@ -126,4 +130,22 @@ def _is_needed(kind: bytes, chunk: bytes) -> bool:
         return False
     if kind in _PNG_NEEDED:
         return len(chunk) - 12 == _PNG_SIZES.get(kind, len(chunk) - 12)
-    return len(chunk) <= _MOST_EXIF and _PNG_EXIF.match(chunk, 4) is not None
+    if len(chunk) <= _MOST_EXIF and _PNG_EXIF.match(chunk, 4):
+        return True
+    return XMP_ORIENTATION in _xmp(chunk)
+
+
+def _xmp(chunk: bytes) -> bytes:
+    """The text of a chunk of XMP; nothing where it is another chunk, or too long for Pillow."""
+    found = _PNG_XMP.match(chunk, 4)
+    if found is None or len(chunk) > _MOST_XMP:
+        return b""
+    text = chunk[found.end() : -4]
+    if found[1] == b"\0":
+        return text
+    inflate = zlib.decompressobj()
+    try:
+        text = inflate.decompress(text, _MOST_XMP)
+    except zlib.error:
+        return b""
+    return b"" if inflate.unconsumed_tail else text

@@ -47,9 +47,11 @@ bytes FF before a marker the last alone: a search for all of them takes the squa
 _JPEG_SEGMENT = re.compile(rb"\xff([\xc0-\xcf\xda-\xfe])(..)(.{4})", re.DOTALL)
 """A marker of the header, the length that follows it, and what it holds begins with (ITU-T T.81,
 B.1.1.4 and table B.1)."""
-_JPEG_FRAMES, _JPEG_SCAN = (b"\xc0", b"\xc1", b"\xc2"), b"\xda"
+_JPEG_FRAMES, _JPEG_SCAN, _JPEG_APP1 = (b"\xc0", b"\xc1", b"\xc2"), b"\xda", b"\xe1"
 _HEAD = 4096
 _NOT_PLAIN = (b"Exif", b"MPF\0")
+XMP_ORIENTATION = b"tiff:Orientation"
+"""What XMP holds that states an orientation."""
 _BI_RGB, _BI_BITFIELDS = 0, 3
 _UNCOMPRESSED = 1
 _TIFF_ZEROS, _WEBP_ZEROS = 64, 32
@@ -123,7 +125,7 @@ def _jpeg_is_cut_off(data: bytes) -> bool:
 
 
 def is_plain_jpeg(data: bytes) -> bool:
-    """Whether a file is a JPEG of 8 bits, without EXIF and without a list of more pictures.
+    """Whether a file is a JPEG of 8 bits, of no stated orientation and no list of more pictures.
 
     Where its header leaves a doubt the answer is False, and Pillow opens it.
     """
@@ -136,7 +138,10 @@ def is_plain_jpeg(data: bytes) -> bool:
             return True
         if holds in _NOT_PLAIN or (marker in _JPEG_FRAMES and holds[:1] != b"\x08"):
             return False
-        at += 2 + int.from_bytes(length, "big")
+        ends = at + 2 + int.from_bytes(length, "big")
+        if marker == _JPEG_APP1 and data.find(XMP_ORIENTATION, at, ends) >= 0:
+            return False
+        at = ends
     return False
 
 

@@ -16,7 +16,7 @@ from urllib.parse import quote
 
 from deepcovid_edge.decision.record import DECIMALS, SIGNS, Prediction, RunFacts
 from deepcovid_edge.errors import OutputError
-from deepcovid_edge.files import open_regular
+from deepcovid_edge.files import missing_folders, open_regular, remove_empty
 from deepcovid_edge.pipeline.sources import PAGE
 from deepcovid_edge.pipeline.writers import open_locked
 from deepcovid_edge.reasons import NOTICE, warning_sentence
@@ -32,7 +32,7 @@ _LEGEND = (
 class HtmlPage:
     """A page of records (`pipeline.writers.RecordWriter`); rows are written as they are ready.
 
-    An earlier page stays as it is until `begin`.
+    Before `begin` an earlier page stays as it is, and a new one leaves nothing.
 
     Args:
         folder: The page is its `index.html`; the pictures of its records lie below it.
@@ -55,6 +55,7 @@ class HtmlPage:
         self._head, self._tail = page.split("<!-- rows -->\n")
         self._has_begun = False
         _check_own(self.path)
+        self._is_new, self._folders = not self.path.exists(), missing_folders(folder)
         self._stream = io.TextIOWrapper(open_locked(self.path), encoding="utf-8", errors="replace")
 
     def begin(self) -> None:
@@ -76,13 +77,18 @@ class HtmlPage:
         self._put("".join(self._row(record) for record in records))
 
     def close(self) -> None:
-        """Write what follows the last row, where the page was begun.
+        """Write what follows the last row; remove what was made for a page that was not begun.
 
         Raises:
             OutputError: The disk is full or gone.
         """
         if self._has_begun and not self._stream.closed:
             self._put(self._tail)
+        elif not self._stream.closed:
+            if self._is_new:
+                with suppress(OSError):
+                    self.path.unlink()  # still locked: nobody else has begun it
+            remove_empty(self._folders)
         self._stream.close()
 
     def _put(self, text: str) -> None:

@@ -116,8 +116,11 @@ def test_a_later_process_is_appended_or_refused(
     assert len(twice.invocations) == 2
     assert twice.invocations[0] == len(once.samples)
     stored = path.read_text()
+    capsys.readouterr()
     assert run([*command, "--seconds", "0.3"]) == 2
-    assert "other settings.seconds: measure alike" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert "other settings.seconds: measure alike" in told
+    assert "measuring" not in told
     assert path.read_text() == stored
     assert run(["bench", MODEL, "--append"]) == 2
 

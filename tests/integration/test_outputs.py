@@ -136,6 +136,15 @@ def test_an_earlier_page_stays_where_the_records_are_refused(images: Path, tmp_p
     assert (tmp_path / "page" / "index.html").read_bytes() == page
 
 
+def test_a_refused_output_leaves_no_new_page(images: Path, tmp_path: Path) -> None:
+    before = sorted(tmp_path.rglob("*"))
+    image = images / "covid" / "IM0001"
+    done = command("infer", str(images), "--html", str(tmp_path / "new/page"), "-o", str(image))
+    assert done.returncode == 1
+    assert f"{image}: is no text file" in done.stderr
+    assert sorted(tmp_path.rglob("*")) == before
+
+
 @pytest.mark.parametrize("text", ["important text\n", "important text", '{"a": 1}\n', "{}"])
 def test_resume_keeps_a_file_that_holds_no_record(text: str, images: Path, tmp_path: Path) -> None:
     output = tmp_path / "notes.jsonl"

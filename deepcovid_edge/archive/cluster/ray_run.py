@@ -142,6 +142,8 @@ class RayRun(Closing):
         with suppress(OSError):
             self._marker.unlink()
         if ray := getattr(self, "_ray", None):
+            # After a stop a thread still waits for answers: its failure is no news.
+            logging.getLogger("ray.data").setLevel(logging.CRITICAL)
             ray.shutdown()
 
     def _planned(self) -> ActorPlan:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from deepcovid_edge.cart.alerts import AlertCode
 from deepcovid_edge.cart.config import CartConfig
-from deepcovid_edge.cart.heartbeat import RECEIVER, WORKER, runs
+from deepcovid_edge.cart.heartbeat import RECEIVER, WORKER, runs, silent_since
 from deepcovid_edge.cart.model_pointer import model_in_use
 from deepcovid_edge.cart.store.clock import clock_is_plausible
 from deepcovid_edge.cart.store.ledger import Ledger, LedgerBusyError
@@ -22,7 +22,7 @@ from deepcovid_edge.cart.store.schema import (
     RECEIVED,
     SENDING,
 )
-from deepcovid_edge.cart.store.spool import Spool, SpoolFullError
+from deepcovid_edge.cart.store.spool import Spool, SpoolFullError, write_fault
 
 OK, LOOK, BAD = "ok", "look", "bad"
 SIGNS = {OK: "✓", LOOK: "…", BAD: "!"}
@@ -72,7 +72,7 @@ def lights(config: CartConfig, ledger: Ledger, spool: Spool) -> list[Light]:
         _images(ledger, codes),
         _assessor(ledger),
         *(_destination(ledger, one.name, raised) for one in config.destinations),
-        _disk(config, spool),
+        _disk(config, ledger, spool),
         Light("clock", OK, "light.ok")
         if clock_is_plausible() and AlertCode.CLOCK.code not in codes
         else Light("clock", BAD, "light.wrong"),
@@ -126,12 +126,14 @@ def _destination(ledger: Ledger, name: str, raised: set[tuple[str, str]]) -> Lig
     return Light("destination", OK, "light.ok", name)
 
 
-def _disk(config: CartConfig, spool: Spool) -> Light:
-    """Whether the largest image that is allowed would be taken, as the alert says."""
+def _disk(config: CartConfig, ledger: Ledger, spool: Spool) -> Light:
+    """Whether the largest image that is allowed would be taken, as the alerts say."""
     try:
         spool.check_room(config.receive.max_image_mib << 20)
     except SpoolFullError:
         return Light("disk", BAD, "light.full")
+    if silent_since(ledger) and write_fault(spool.folder):
+        return Light("disk", BAD, "light.look")
     return Light("disk", OK, "light.ok")
 
 
@@ -165,7 +167,7 @@ def obstacles(config: CartConfig, ledger: Ledger, writing: Ledger, spool: Spool)
         found.append("receiver")
     if not assessor_works(ledger):
         found.append("assessor")
-    if _disk(config, spool).state == BAD:
+    if _disk(config, ledger, spool).state == BAD:
         found.append("disk")
     return found
 

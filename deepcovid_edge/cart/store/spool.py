@@ -23,6 +23,7 @@ import shutil
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryFile
 
 from deepcovid_edge.cart.store.ledger import LedgerFullError
 from deepcovid_edge.errors import OutputError
@@ -31,6 +32,8 @@ _CART_ID = "cart-id"
 _FOLDERS = ("incoming", "images", "results", "quarantine")
 _MIB = 1 << 20
 BALLAST_MIB = 64
+_PROBE_BYTES = 1 << 16
+"""More than the ledger needs for a word."""
 FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -51,6 +54,21 @@ class SpoolSettings:
     floor_mib: int = 1024
     floor_share: float = 0.05
     ballast_mib: int = BALLAST_MIB
+
+
+def write_fault(folder: Path) -> str | None:
+    """Why no file can be written into a folder, as the system says; None where one can.
+
+    None too where this account may not write there: it cannot tell.
+    """
+    try:
+        with TemporaryFile(dir=folder) as stream:
+            stream.write(bytes(_PROBE_BYTES))
+    except PermissionError:
+        return None
+    except OSError as error:
+        return error.strerror or str(error)
+    return None
 
 
 class Spool:

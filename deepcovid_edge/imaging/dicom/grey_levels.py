@@ -13,7 +13,9 @@ warning |
 smallest power of two that holds it, around zero or at an offset too, with a warning |
 | window that is none (width too small) | as without, with a warning |
 
-`PresentationLUTShape` is not looked at: it is INVERSE wherever a DX image is MONOCHROME1.
+`PresentationLUTShape` is not looked at: it is INVERSE wherever a DX image is MONOCHROME1 (PS3.3,
+C.8.11.3). Where it contradicts the photometric interpretation viewers differ, and C.7.6.3.1.2 goes
+first; inverted images are what the out-of-distribution check looks for (`E_ORIENT`).
 """
 
 from __future__ import annotations

@@ -21,6 +21,7 @@ from deepcovid_edge.errors import DataError, DeepCovidEdgeError, NotThereError
 from deepcovid_edge.files import file_sha256, write_text
 from deepcovid_edge.manifest import ModelManifest, read_manifest
 from deepcovid_edge.models import find_model
+from deepcovid_export.evaluation.bootstrap import FEWEST_PATIENTS
 from deepcovid_export.report.rendering import render
 
 PARTS = ("test", "external", "paediatric", "siim-test", "sites-external")
@@ -44,7 +45,7 @@ def card(
         evaluations: JSON of `evaluate`, in the order of the rows.
         paper: The same of the network trained by the paper's recipe; empty where it was not.
     """
-    span = manifest.indeterminate_range
+    span, training = manifest.indeterminate_range, manifest.training
     variant = model.with_name(f"{model.stem}{INT8_CPU_SUFFIX}.onnx")
     by_data, of_paper = ({it["data"]: it for it in side} for side in (evaluations, paper))
     shortcuts = {it["data"]: it["shortcuts"] for it in evaluations if it.get("shortcuts")}
@@ -52,13 +53,16 @@ def card(
         "model_card.md.j2",
         manifest=manifest,
         model=model,
-        training=manifest.training,
-        origin=manifest.threshold_origin,
+        training=training,
+        trained="recipe" in training,
+        others=[name for name in manifest.classes if name != manifest.positive_class],
+        halved="half_weights" in training.get("export", {}),
+        origin={"rule": "", **manifest.threshold_origin},
         variant=variant if variant.is_file() else None,
         span=span,
         costs=span.origin.get("cost_by_source") if span else None,
-        counts=manifest.training.get("sources"),
-        grouped=bool(manifest.training["recipe"].get("data", {}).get("groups")),
+        counts=training.get("sources"),
+        grouped=bool(training.get("recipe", {}).get("data", {}).get("groups")),
         spanned=_spanned(evaluations),
         shared=_shared_sites(manifest, by_data.get("external")),
         sites=by_data.get("further sites"),
@@ -66,6 +70,7 @@ def card(
         labels=list(_labels(evaluations)),
         rows=[row for figures in evaluations for row in _rows(figures)],
         shortcuts=shortcuts,
+        fewest=FEWEST_PATIENTS,
         **_sides(shortcuts),
         sources=[
             (f"{data}: {name}", group)

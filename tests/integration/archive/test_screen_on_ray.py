@@ -5,6 +5,7 @@ Ray takes long to start, so one run shows all of it. The rest is `make archive-c
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import subprocess
@@ -31,7 +32,7 @@ from commands import command
 from ray_cluster import actors
 
 from deepcovid_edge.archive.cluster.actor import ShardActor
-from deepcovid_edge.archive.cluster.ray_run import ClusterSettings, _connected
+from deepcovid_edge.archive.cluster.ray_run import ClusterSettings, RayRun, _connected
 from deepcovid_edge.archive.screening import ScreenSettings
 
 pytest.importorskip("pyarrow", reason="screen needs extra archive")
@@ -169,6 +170,22 @@ def test_a_stop_while_ray_starts_ends_ray(ray_module: MagicMock, kind: signal.Si
         signal.signal(signal.SIGINT, before)
     ray_module.shutdown.assert_called_once()
     assert signal.getsignal(signal.SIGTERM) is signal.default_int_handler
+
+
+def test_what_fails_in_ray_because_of_a_stop_is_not_shown(
+    tmp_path: Path, ray_module: MagicMock, caplog: pytest.LogCaptureFixture
+) -> None:
+    own = logging.getLogger("ray.data.exceptions")
+    ray_module.nodes.return_value = [{"Alive": True, "Resources": {"CPU": 8.0}}]
+    ray_module.available_resources.return_value = {"CPU": 8.0}
+    ray_module.shutdown.side_effect = lambda: own.error("Full stack trace:")
+    images = linked_images(tmp_path / "images", 2)
+    command("manifest", images, "-o", tmp_path / "m.parquet")
+    settings = ScreenSettings(tmp_path / "m.parquet", tmp_path / "r", {"variant": "fp32"})
+    with pytest.raises(KeyboardInterrupt), RayRun(settings, ClusterSettings()):
+        raise KeyboardInterrupt
+    ray_module.shutdown.assert_called_once()
+    assert not caplog.records
 
 
 def test_without_ray_the_command_says_what_to_install(

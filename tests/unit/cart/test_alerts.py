@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ast
+import errno
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -28,9 +30,10 @@ from deepcovid_edge.cart.config import (
     ReceiveSettings,
     read_config,
 )
-from deepcovid_edge.cart.heartbeat import RECEIVER, WORKER
+from deepcovid_edge.cart.heartbeat import RECEIVER, WORKER, Heartbeat
 from deepcovid_edge.cart.page import health
-from deepcovid_edge.cart.store import retention
+from deepcovid_edge.cart.status import raised_alerts
+from deepcovid_edge.cart.store import retention, spool
 from deepcovid_edge.cart.store.backup import back_up
 from deepcovid_edge.cart.store.deliveries import Deliveries
 from deepcovid_edge.cart.store.ledger import Ledger
@@ -123,13 +126,41 @@ def test_no_person_ends_the_alert_that_a_process_does_not_run(tmp_path: Path) ->
     config, code = config_of(tmp_path), AlertCode.WORKER_STOPPED.code
     with open_store(config.cart.spool) as store:
         store.ledger.set_meta(WORKER, "1")
-        store.ledger.set_meta(RECEIVER, f"{time.time():.0f}")
+        Heartbeat(store.ledger, RECEIVER).beat()
     done = CliRunner().invoke(
         command, ["acknowledge", str(config.path), code], standalone_mode=False
     )
     assert done.output == "The alert ends once `cart work` runs.\n"
     assert done.return_value == ExitCode.ERROR
     assert f"Alert `{code}`" in CliRunner().invoke(command, ["status", str(config.path)]).output
+
+
+def test_while_the_disk_cannot_be_written_the_alert_names_it_and_not_the_roles(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(**_: object) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    config = config_of(tmp_path)
+    with open_store(config.cart.spool) as store:
+        for key in (RECEIVER, WORKER):
+            store.ledger.set_meta(key, "1")
+        assert codes_shown(store) == {"receiver_stopped", "worker_stopped"}
+        with monkeypatch.context() as broken:
+            broken.setattr(spool, "TemporaryFile", fails)
+            (alert,) = raised_alerts(store.ledger)
+            assert alert.code is AlertCode.DISK_FAILS
+            assert alert.detail == {"why": "Read-only file system"}
+            assert [one.word for one in lights_of(config, store) if one.part == "disk"] == [
+                "light.look"
+            ]
+            said = CliRunner().invoke(command, ["acknowledge", str(config.path), "disk_fails"])
+            assert said.output == "The alert ends once the disk can be written.\n"
+        assert codes_shown(store) == {"receiver_stopped", "worker_stopped"}
+
+
+def codes_shown(store: Store) -> set[str]:
+    return {alert.code.code for alert in raised_alerts(store.ledger)}
 
 
 def look(config: CartConfig, folder: Path, settings: SpoolSettings) -> set[str]:

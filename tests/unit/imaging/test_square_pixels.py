@@ -252,10 +252,10 @@ def test_resolution_is_of_the_pixels_as_they_lie_in_the_file(
     format: str, orientation: int, pictures: Any, decode: Decode
 ) -> None:
     """CIPA DC-008, 4.6.4: in the direction of ImageWidth, before the picture is turned."""
-    from deepcovid_edge.imaging.pictures import _TURNS
+    from deepcovid_edge.imaging.orientation import TURNS
 
     image = squeezed(300, 200)
-    flip, turns = _TURNS.get(orientation, (False, 0))
+    flip, turns = TURNS.get(orientation, (False, 0))
     if format == "TIFF":
         info = {274: orientation, 282: 300, 283: 200, 296: 2}
         data = pictures.encode(image, format, tiffinfo=info)

@@ -16,7 +16,7 @@ import pytest
 from cart_store import ROOMY, Store, open_store
 
 from deepcovid_edge.cart.store.ledger import LedgerBusyError, LedgerFullError
-from deepcovid_edge.cart.store.spool import Spool, SpoolFullError, SpoolSettings
+from deepcovid_edge.cart.store.spool import Spool, SpoolFullError, SpoolSettings, write_fault
 
 
 @pytest.fixture
@@ -109,3 +109,10 @@ def test_a_full_ledger_is_written_into_the_room_of_the_ballast(store: Store) -> 
     store.spool.write_in_reserve(write)
     assert not has_ballast(store)
     assert store.ledger.get_meta("a") == text
+
+
+def test_why_a_folder_cannot_be_written_is_asked_without_a_trace(tmp_path: Path) -> None:
+    assert write_fault(tmp_path) is None
+    assert not list(tmp_path.iterdir())
+    (tmp_path / "file").touch()
+    assert write_fault(tmp_path / "file") == "Not a directory"
