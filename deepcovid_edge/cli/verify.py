@@ -67,7 +67,7 @@ def command(
     """
     from deepcovid_edge.backends import load_backend
     from deepcovid_edge.backends.settings import BackendSettings
-    from deepcovid_edge.datasets.dataset import load_dataset
+    from deepcovid_edge.datasets.dataset import check_not_data, load_one_split
     from deepcovid_edge.device.process import set_up
     from deepcovid_edge.files import check_writable, write_text
     from deepcovid_edge.models import find_model
@@ -77,7 +77,8 @@ def command(
     maps = _maps(heatmap, heatmap_images, min_heatmap_correlation)
     if output:
         check_writable(output)
-    images = load_dataset(data, split=split)
+    images = load_one_split(data, split=split)
+    check_not_data(output, data)
     set_up()
     own = BackendSettings(provider=provider)
     with (

@@ -86,7 +86,7 @@ def command(
     check_needed("--for tensorrt", target == "tensorrt", "rest", "adds")
     require("onnx", extra="export")
     require("onnxruntime", extra="export")
-    from deepcovid_edge.datasets.dataset import load_dataset
+    from deepcovid_edge.datasets.dataset import load_one_split
     from deepcovid_edge.device.process import set_up
     from deepcovid_edge.files import check_not_input
     from deepcovid_edge.models import find_model
@@ -105,7 +105,7 @@ def command(
         calibration,
         settings,
         equivalence=equivalence,
-        proof=load_dataset(proof, split=split) if proof else (),
+        proof=load_one_split(proof, split=split) if proof else (),
         output=output,
         progress=lambda line: click.echo(line, err=True),
     )
