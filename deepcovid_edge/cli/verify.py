@@ -161,8 +161,9 @@ def _counted(decisions: Mapping[str, int]) -> str:
 
 
 def _interval(change: AucChange | RateChange, style: str) -> str:
-    figures = (f"{value:+{style}}" for value in (change.change, *change.interval_95))
-    return "change {} [{}, {}]".format(*figures)
+    ends = change.interval_95
+    interval = ", ".join(f"{end:+{style}}" for end in ends) if ends else "-"
+    return f"change {change.change:+{style}} [{interval}]"
 
 
 def _heatmap_line(maps: Mapping[str, Any]) -> str:

@@ -24,6 +24,14 @@ Z_95 = 1.959963984540054
 FEW_IMAGES = 200
 """With fewer images of a class DeLong's standard error is too small for areas near 1."""
 
+FEWEST_FOR_CHANGE = 10
+"""Images of a class for an interval of a change of the area: a normal one of fewer is too narrow.
+
+With 10, its 1.96 is 0.87 of Student's 2.26; with 5, 0.71 of 2.78.
+"""
+_ROUNDING = 1e-12
+"""A standard error of 0 as floating-point numbers give it."""
+
 
 @dataclass(frozen=True)
 class Rate(PlainResult):
@@ -228,10 +236,12 @@ def _newcombe(area: float, positives: int, negatives: int) -> tuple[float, float
 
 def auc_change(
     reference: Scores, candidate: Scores, positive: Truth
-) -> tuple[float, tuple[float, float]]:
+) -> tuple[float, tuple[float, float] | None]:
     """Change of the area under the curve on the same images, with its 95 % interval.
 
-    DeLong, DeLong and Clarke-Pearson 1988 (Biometrics 44:837).
+    DeLong, DeLong and Clarke-Pearson 1988 (Biometrics 44:837). There is no interval (None) with
+    fewer than `FEWEST_FOR_CHANGE` images of a class, nor where no image's rank changed, or each by
+    as much: the standard error is 0 then, which does not show what other images would give.
 
     Args:
         reference: Scores before, of shape (N,).
@@ -241,6 +251,8 @@ def auc_change(
     before, now = _placements(reference, positive), _placements(candidate, positive)
     changes = [second - first for first, second in zip(before, now, strict=True)]
     change, half = float(now[0].mean() - before[0].mean()), Z_95 * _standard_error(changes)
+    if half < _ROUNDING or min(map(len, changes)) < FEWEST_FOR_CHANGE:
+        return change, None
     return change, (change - half, change + half)
 
 
