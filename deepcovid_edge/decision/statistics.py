@@ -8,6 +8,7 @@ Each formula names its source; tests compare them with SciPy, statsmodels and sc
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -73,6 +74,51 @@ class Rate(PlainResult):
         """Such as `98.0% [93.1%, 99.5%]`; `-` without trials."""
         low, high = self.interval_95
         return "-" if self.value is None else f"{self.value:.1%} [{low:.1%}, {high:.1%}]"
+
+
+@dataclass(frozen=True)
+class PatientRate(Rate):
+    """A proportion of images of which a patient may have several.
+
+    Its interval is that of fewer images. The design effect is 1 + (b - 1) rho, and b is
+    sum(m^2) / n for patients of m images each (Kish 1965, Survey Sampling, chapters 5 and 6). Here
+    rho is 1: all images of a patient are taken to be right or wrong together. So n images count as
+    n^2 / sum(m^2).
+
+    Attributes:
+        effective_trials: As how many independent images they count, rounded down.
+    """
+
+    effective_trials: int
+
+    @classmethod
+    def of_patients(cls, right: Truth, patients: Sequence[str]) -> PatientRate:
+        """The share of True in an array; an image without a patient has one of its own."""
+        images = Counter(filter(None, patients))
+        squares = sum(count**2 for count in images.values()) + right.size - images.total()
+        return cls(int(right.sum()), right.size, right.size**2 // squares if squares else 0)
+
+    @property
+    def is_of_fewer(self) -> bool:
+        """Whether a patient has several of the images."""
+        return self.effective_trials < self.trials
+
+    @property
+    def effective_successes(self) -> tuple[int, int]:
+        """The same share of the effective images, rounded down and up."""
+        product, most = self.successes * self.effective_trials, max(self.trials, 1)
+        return product // most, -(-product // most)
+
+    @property
+    def interval_95(self) -> tuple[float, float]:
+        """Wilson's interval of the effective images, the wider way where they are rounded."""
+        low, high = (wilson(part, self.effective_trials) for part in self.effective_successes)
+        return low[0], high[1]
+
+    def as_dict(self) -> dict[str, Any]:
+        """As `Rate`; with the effective images where they are fewer."""
+        own = {"effective_trials": self.effective_trials} if self.is_of_fewer else {}
+        return {**super().as_dict(), **own}
 
 
 @dataclass(frozen=True)
@@ -204,7 +250,7 @@ def area_interval(scores: Scores, positive: Truth) -> tuple[float, float]:
     parts = _placements(scores, positive)
     area, error = float(parts[0].mean()), _standard_error(parts)
     if min(map(len, parts)) < FEW_IMAGES or error == 0:
-        return _newcombe(area, *map(len, parts))
+        return newcombe(area, *map(len, parts))
     return _logit_interval(area, error)
 
 
@@ -215,8 +261,8 @@ def _logit_interval(area: float, error: float) -> tuple[float, float]:
     return low, high
 
 
-def _newcombe(area: float, positives: int, negatives: int) -> tuple[float, float]:
-    """Where the true area is 1.96 of its own standard errors away, below and above."""
+def newcombe(area: float, positives: int, negatives: int) -> tuple[float, float]:
+    """95 % score interval of an area: where the true one is 1.96 of its standard errors away."""
     mean_count = (positives + negatives) / 2 - 1
 
     def is_near(true: float) -> bool:

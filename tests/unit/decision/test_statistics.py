@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from deepcovid_edge.decision.statistics import (
+    PatientRate,
     Rate,
     auc,
     auc_change,
@@ -141,6 +142,21 @@ def test_delong_interval_covers_as_often_as_it_says() -> None:
         assert interval is not None
         held += interval[0] <= 0 <= interval[1]
     assert 0.91 <= held / 300 <= 0.985
+
+
+def test_a_rate_of_patients_is_as_wide_as_that_of_fewer_images() -> None:
+    """By hand: 4^2 / (3^2 + 1) is 1; 10^2 / (4 * 2^2 + 2) is 5, of which 8 of 10 are 4."""
+    few = PatientRate.of_patients(np.array([True, True, True, False]), ["a", "a", "a", ""])
+    assert (few.successes, few.trials, few.effective_trials) == (3, 4, 1)
+    assert few.effective_successes == (0, 1)
+    assert few.interval_95 == (0.0, 1.0)
+    right = np.array([True] * 8 + [False] * 2)
+    pairs = PatientRate.of_patients(right, [*"aabbccdd", "", ""])
+    assert pairs.interval_95 == wilson(4, 5)
+    assert pairs.as_dict()["effective_trials"] == 5
+    alone = PatientRate.of_patients(right, [""] * 10)
+    assert alone.as_dict() == Rate.of(right).as_dict()
+    assert PatientRate.of_patients(right[:0], []).as_dict()["interval_95"] is None
 
 
 def test_equal_scores_change_nothing() -> None:
