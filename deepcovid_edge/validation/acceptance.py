@@ -347,7 +347,7 @@ def _about_several(point: OperatingPoint, name: str) -> str:
     counted = [
         f"{rate.trials} {which} {name} count as {rate.effective_trials}"
         for which, rate in (("with", point.sensitivity), ("without", point.specificity))
-        if rate.trials
+        if rate.is_of_fewer
     ]
     return (
         "patients have several images, which are not independent: in the intervals and in what may "

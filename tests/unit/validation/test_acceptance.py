@@ -242,6 +242,8 @@ def test_several_images_of_a_patient_count_as_fewer() -> None:
         "Patients have several images, which are not independent: in the intervals and in what may "
         "be chance, 40 with covid count as 20 and 40 without covid count as 20."
     ) in found.reasons
+    of_one_class = classified(images(*scores, patients=[*pairs[:40], *[""] * 40])).reasons
+    assert any(reason.endswith("chance, 40 with covid count as 20.") for reason in of_one_class)
 
 
 def test_films_of_one_patient_are_no_failure_of_several() -> None:
