@@ -67,7 +67,7 @@ def command(
     """
     from deepcovid_edge.backends import load_backend
     from deepcovid_edge.backends.settings import BackendSettings
-    from deepcovid_edge.datasets.dataset import check_not_data, load_one_split
+    from deepcovid_edge.datasets.dataset import check_not_read, load_one_split
     from deepcovid_edge.device.process import set_up
     from deepcovid_edge.files import check_writable, write_text
     from deepcovid_edge.models import find_model
@@ -78,7 +78,7 @@ def command(
     if output:
         check_writable(output)
     images = load_one_split(data, split=split)
-    check_not_data(output, data)
+    check_not_read(output, data)
     set_up()
     own = BackendSettings(provider=provider)
     with (

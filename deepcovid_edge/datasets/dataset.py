@@ -36,7 +36,7 @@ __all__ = [
     "SPLITS",
     "LabelledImage",
     "check_labels",
-    "check_not_data",
+    "check_not_read",
     "dataset_sha256",
     "load_dataset",
     "load_one_split",
@@ -128,15 +128,15 @@ def load_site(
     return _chosen(load_one_split(data, split=split), data, "source", source)
 
 
-def check_not_data(output: Path | None, *data: Path) -> None:
-    """Refuse to write over the table that lists the images of DATA.
+def check_not_read(output: Path | None, *sources: Path | None) -> None:
+    """Refuse to write over a file that is read, or over the table that lists the images of DATA.
 
     Raises:
-        OutputError: The output is that table.
+        OutputError: The output is one of them.
     """
     if output:
-        for place in data:
-            check_not_input(output, place_of(place))
+        for source in filter(None, sources):
+            check_not_input(output, place_of(source))
 
 
 def check_labels(images: Iterable[LabelledImage], known: Collection[str]) -> None:

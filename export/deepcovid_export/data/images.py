@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from deepcovid_edge.datasets.contents import Contents
-from deepcovid_edge.datasets.dataset import LabelledImage, check_not_data, load_dataset
+from deepcovid_edge.datasets.dataset import LabelledImage, check_not_read, load_dataset
 from deepcovid_edge.datasets.layouts import place_of
 from deepcovid_edge.device.process import set_up
 from deepcovid_edge.device.progress import counted, number_of
@@ -91,7 +91,7 @@ def training_data(
     first = places[0]
     excluded: Counter[str] = Counter()
     sets = [load_dataset(place, excluded=excluded) for place in places]
-    check_not_data(leaks_file, *places)
+    check_not_read(leaks_file, *places)
     wanted, unwanted = _wanted([image for own in sets for image in own], recipe, excluded)
     images, read = _readable(wanted, excluded)
     prints = [it.fingerprint for it in read]
