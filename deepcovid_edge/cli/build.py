@@ -74,7 +74,7 @@ def command(
     check_needed("--verify", data is not None, "split")
     from deepcovid_edge.backends.tensorrt.build import BuildSettings, build
     from deepcovid_edge.backends.tensorrt.files import Profile
-    from deepcovid_edge.datasets.dataset import load_dataset
+    from deepcovid_edge.datasets.dataset import load_one_split
     from deepcovid_edge.models import find_model
 
     try:
@@ -93,7 +93,7 @@ def command(
     file = find_model(model)
     if data is not None and target != "local":
         raise UsageError("--verify: an engine for other GPUs cannot run here: verify it there")
-    images = None if data is None else load_dataset(data, split=split)
+    images = None if data is None else load_one_split(data, split=split)
     engine, facts = _with_progress(file, settings, build)
     if images is not None:
         facts = _verify(file, engine, images)

@@ -64,7 +64,7 @@ def command(
     """
     from deepcovid_edge.backends import load_model
     from deepcovid_edge.backends.settings import BackendSettings
-    from deepcovid_edge.datasets.dataset import load_site
+    from deepcovid_edge.datasets.dataset import check_not_read, load_site
     from deepcovid_edge.decision.site_file import USABLE, write_site
     from deepcovid_edge.device.process import set_up
     from deepcovid_edge.files import check_writable
@@ -74,6 +74,7 @@ def command(
         check_writable(output)
     set_up()
     images = load_site(data, split=split, source=source)
+    check_not_read(output, data)
     named = name or data.resolve().name
     runs_on = BackendSettings(provider)
     with (

@@ -67,7 +67,7 @@ def command(
     """
     from deepcovid_edge.backends import load_backend
     from deepcovid_edge.backends.settings import BackendSettings
-    from deepcovid_edge.datasets.dataset import load_dataset
+    from deepcovid_edge.datasets.dataset import check_not_read, load_one_split
     from deepcovid_edge.device.process import set_up
     from deepcovid_edge.files import check_writable, write_text
     from deepcovid_edge.models import find_model
@@ -77,7 +77,8 @@ def command(
     maps = _maps(heatmap, heatmap_images, min_heatmap_correlation)
     if output:
         check_writable(output)
-    images = load_dataset(data, split=split)
+    images = load_one_split(data, split=split)
+    check_not_read(output, data)
     set_up()
     own = BackendSettings(provider=provider)
     with (
@@ -160,8 +161,9 @@ def _counted(decisions: Mapping[str, int]) -> str:
 
 
 def _interval(change: AucChange | RateChange, style: str) -> str:
-    figures = (f"{value:+{style}}" for value in (change.change, *change.interval_95))
-    return "change {} [{}, {}]".format(*figures)
+    ends = change.interval_95
+    interval = ", ".join(f"{end:+{style}}" for end in ends) if ends else "-"
+    return f"change {change.change:+{style}} [{interval}]"
 
 
 def _heatmap_line(maps: Mapping[str, Any]) -> str:

@@ -24,19 +24,22 @@ from deepcovid_edge.datasets.layouts import (
     SPLITS,
     LabelledImage,
     images_of,
+    place_of,
     walk_files,
 )
 from deepcovid_edge.device import shares
 from deepcovid_edge.errors import DataError, NotThereError, UsageError
-from deepcovid_edge.files import read_regular
+from deepcovid_edge.files import check_not_input, read_regular
 
 __all__ = [
     "MANIFEST_NAME",
     "SPLITS",
     "LabelledImage",
     "check_labels",
+    "check_not_read",
     "dataset_sha256",
     "load_dataset",
+    "load_one_split",
     "load_site",
     "sources_and_boxes_sha256",
     "walk_files",
@@ -89,6 +92,25 @@ def _chosen(
     return chosen
 
 
+def load_one_split(data: Path, *, split: str | None = None) -> list[LabelledImage]:
+    """List the labelled images of DATA that are measured together: of one split, or without any.
+
+    Args:
+        data: See `load_dataset`.
+        split: Keep only the images of this split.
+
+    Raises:
+        DataError: As `load_dataset`.
+        UsageError: DATA has splits, and none was named.
+    """
+    images = load_dataset(data, split=split)
+    if splits := sorted({image.split for image in images if image.split} - {split}):
+        raise UsageError(
+            f"--split: {data} has {', '.join(splits)}, which are not measured together: give one"
+        )
+    return images
+
+
 def load_site(
     data: Path, *, split: str | None = None, source: str | None = None
 ) -> list[LabelledImage]:
@@ -103,10 +125,18 @@ def load_site(
         DataError: As `load_dataset`, or there is no image of that source.
         UsageError: DATA has splits, and none was named.
     """
-    images = load_dataset(data, split=split)
-    if splits := sorted({image.split for image in images if image.split} - {split}):
-        raise UsageError(f"split: got {split}, {data} has {', '.join(splits)}: name one of them")
-    return _chosen(images, data, "source", source)
+    return _chosen(load_one_split(data, split=split), data, "source", source)
+
+
+def check_not_read(output: Path | None, *sources: Path | None) -> None:
+    """Refuse to write over a file that is read, or over the table that lists the images of DATA.
+
+    Raises:
+        OutputError: The output is one of them.
+    """
+    if output:
+        for source in filter(None, sources):
+            check_not_input(output, place_of(source))
 
 
 def check_labels(images: Iterable[LabelledImage], known: Collection[str]) -> None:

@@ -32,15 +32,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain, zip_longest
 from pathlib import Path
-from typing import IO, TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from deepcovid_edge.datasets.folders import FolderWalk, is_folder, is_system_folder
 from deepcovid_edge.errors import DataError
 from deepcovid_edge.files import open_regular
-
-if TYPE_CHECKING:
-    from _csv import Reader
 
 MANIFEST_NAME = "manifest.csv"
 METADATA_NAME = "metadata.csv"
@@ -60,6 +56,8 @@ _ROUNDING = 0.01
 
 Box = tuple[float, float, float, float]
 """Left, top, width and height of an opacity, each as a fraction of the image's side."""
+
+_Rows = Iterator[tuple[int, list[str]]]
 
 
 @dataclass(frozen=True)
@@ -190,52 +188,82 @@ def _images_in(folder: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def _opened(table: Path) -> Iterator[Reader]:
-    """The rows of a CSV from its header on."""
+def _opened(table: Path) -> Iterator[tuple[str, _Rows]]:
+    """The separator of a CSV, and its rows from the header on, each with its last line's number."""
     try:
         with io.TextIOWrapper(open_regular(table), "utf-8-sig", newline="") as stream:
-            yield _reader(stream)
+            first = stream.readline()
+            unquoted = re.sub('"[^"]*"', "", first)
+            separator = max(_SEPARATORS, key=unquoted.count)
+            rows = _numbered(chain([first], stream), separator, table)
+            if first.startswith("sep="):  # names the separator to Excel
+                next(rows)
+            yield separator, rows
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"{table}: not a CSV in UTF-8: {error}") from error
 
 
-def _reader(stream: IO[str]) -> Reader:
-    first = stream.readline()
-    unquoted = re.sub('"[^"]*"', "", first)
-    rows = csv.reader(chain([first], stream), delimiter=max(_SEPARATORS, key=unquoted.count))
-    if first.startswith("sep="):  # names the separator to Excel
-        next(rows)
-    return rows
+def _numbered(lines: Iterable[str], separator: str, table: Path) -> _Rows:
+    """Rows and the numbers of their last lines; quotes that join lines must be right."""
+    of_row: list[str] = []
+
+    def taken() -> Iterator[str]:
+        for line in lines:
+            of_row.append(line)
+            yield line
+        of_row.append("")  # within a row, the end is only reached behind an unclosed quote
+
+    rows = csv.reader(taken(), delimiter=separator)
+    while True:
+        of_row.clear()
+        try:
+            row = next(rows)
+            if len(of_row) > 1:
+                list(csv.reader(of_row, delimiter=separator, strict=True))
+        except StopIteration:
+            return
+        except csv.Error as error:
+            if len(of_row) < 2:
+                raise
+            line = rows.line_num + 1 - len([*filter(None, of_row)])
+            raise DataError(
+                f"{table}, line {line}: a quote of the row that begins here is not closed, or text "
+                "follows the one that closes it: correct the row; within quotes, write a quote "
+                "twice"
+            ) from error
+        yield rows.line_num, row
 
 
 def _rows(table: Path) -> Iterator[tuple[int, dict[str, str]]]:
     """Line numbers and rows of a CSV; column names in lower case, as older files differ in case."""
-    with _opened(table) as rows:
-        names = _names(next(rows, ()), table)
-        separator = _SEPARATORS[rows.dialect.delimiter]
-        stripped = ([cell.strip() for cell in row] for row in rows)
+    with _opened(table) as (separator, rows):
+        names = _names(rows, table)
         has_rows = False
-        for cells in filter(any, stripped):  # of an emptied row Excel keeps the separators
+        for line, row in rows:
+            cells = [cell.strip() for cell in row]
+            if not any(cells):  # of an emptied row Excel keeps the separators
+                continue
             has_rows = True
             if len(cells) > len(names):  # a separator without quotes shifts what follows
                 raise DataError(
-                    f"{table}, line {rows.line_num}: got {len(cells)} cells, expected "
-                    f"{len(names)} as in the header: correct the row; a cell with a {separator} "
-                    "needs quotes"
+                    f"{table}, line {line}: got {len(cells)} cells, expected "
+                    f"{len(names)} as in the header: correct the row; a cell with a "
+                    f"{_SEPARATORS[separator]} needs quotes"
                 )
             # Spreadsheets leave out the separators of empty cells that end a row.
-            yield rows.line_num, dict(zip_longest(names, cells, fillvalue=""))
+            yield line, dict(zip_longest(names, cells, fillvalue=""))
         if not has_rows:
             raise DataError(f"{table}: has only a header: list one image per line below it")
 
 
 def _header(table: Path) -> list[str]:
-    with _opened(table) as rows:
-        return _names(next(rows, ()), table)
+    with _opened(table) as (_, rows):
+        return _names(rows, table)
 
 
-def _names(header: Iterable[str] | None, table: Path) -> list[str]:
-    names = [name.strip().lower() for name in header or ()]
+def _names(rows: _Rows, table: Path) -> list[str]:
+    _, header = next(rows, (0, []))
+    names = [name.strip().lower() for name in header]
     if twice := sorted({name for name in names if name and names.count(name) > 1}):
         raise DataError(f"{table}: has the column {twice[0]!r} twice, capitals aside: remove one")
     return names

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import compress
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from deepcovid_edge.decision.results import PlainResult, plain_fields
-from deepcovid_edge.decision.statistics import Rate, Truth
+from deepcovid_edge.decision.statistics import PatientRate, Truth
 
 Scores = NDArray[np.floating[Any]]
 
@@ -30,8 +32,8 @@ class OperatingPoint(PlainResult):
     threshold: float
     rule: str | None
     expected_sensitivity: float | None
-    sensitivity: Rate
-    specificity: Rate
+    sensitivity: PatientRate
+    specificity: PatientRate
 
     @classmethod
     def of(
@@ -39,12 +41,19 @@ class OperatingPoint(PlainResult):
         threshold: float,
         predicted: Truth,
         positive: Truth,
+        patients: Sequence[str],
         *,
         rule: str | None = None,
         expected: float | None = None,
     ) -> OperatingPoint:
-        """Count what is predicted positive against the labels, each of shape (images,)."""
-        found, spared = Rate.of(predicted[positive]), Rate.of(~predicted[~positive])
+        """Count what is predicted positive against the labels, each of shape (images,).
+
+        `patients` names the patient of each image; empty where it is not known.
+        """
+        found, spared = (
+            PatientRate.of_patients(right[group], [*compress(patients, group)])
+            for right, group in ((predicted, positive), (~predicted, ~positive))
+        )
         return cls(threshold, rule, expected, found, spared)
 
     def as_dict(self) -> dict[str, Any]:

@@ -14,8 +14,8 @@ figures come from images that had no part in choosing it (each patient's from th
 A figure has passed where it reaches what is asked for and its 95 % interval ends at most a margin
 below that. It has failed where its whole interval lies below, and a model just as good as is asked
 for would do no better in at most 2.5 of 100 such checks (binomial). The second is for few images:
-the interval of a single one that is missed ends at 79 %. All else is open. Intervals take images as
-independent.
+the interval of a single one that is missed ends at 79 %. All else is open. Where patients have
+several images, both take these as fewer (`PatientRate`), and all rounding is against the verdict.
 """
 
 from __future__ import annotations
@@ -33,7 +33,15 @@ from deepcovid_edge.decision.site_file import (
     NOT_USABLE,
     USABLE,
 )
-from deepcovid_edge.decision.statistics import Estimate, Rate, Scores, Truth, area_interval, auc
+from deepcovid_edge.decision.statistics import (
+    Estimate,
+    PatientRate,
+    Scores,
+    Truth,
+    area_interval,
+    auc,
+    newcombe,
+)
 from deepcovid_edge.decision.thresholds import (
     OperatingPoint,
     threshold_for_new_images,
@@ -145,9 +153,10 @@ def assess(images: SiteImages, own_threshold: float, name: str) -> Assessment:
         own_threshold: The model's own threshold.
         name: Name of the positive class, for the sentences.
     """
-    own = OperatingPoint.of(own_threshold, images.scores >= own_threshold, images.positive)
+    called = images.scores >= own_threshold
+    own = OperatingPoint.of(own_threshold, called, images.positive, images.patients)
     site = None if _state(own) == _PASSED else _site_point(images)
-    area = _area(images)
+    area = _area(images, own)
     states = _state(own), _state(site) if site else None
     return Assessment(
         _verdict(states, area, images),
@@ -159,11 +168,15 @@ def assess(images: SiteImages, own_threshold: float, name: str) -> Assessment:
     )
 
 
-def _area(images: SiteImages) -> Estimate | None:
+def _area(images: SiteImages, point: OperatingPoint) -> Estimate | None:
+    """The area; where patients have several images, its interval is that of the fewer images."""
     if images.positive.all() or not images.positive.any():
         return None
     both = images.scores, images.positive
-    return Estimate(auc(*both), area_interval(*both))
+    area, rates = auc(*both), (point.sensitivity, point.specificity)
+    if not any(rate.is_of_fewer for rate in rates):
+        return Estimate(area, area_interval(*both))
+    return Estimate(area, newcombe(area, *(rate.effective_trials for rate in rates)))
 
 
 def _site_point(images: SiteImages) -> OperatingPoint | None:
@@ -177,6 +190,7 @@ def _site_point(images: SiteImages) -> OperatingPoint | None:
         threshold,
         _cross_fitted(images),
         images.positive,
+        images.patients,
         rule=f"the highest threshold that is expected to find {RULES.aim:.0%} of new positive "
         "images (split conformal); figures by leaving out one patient at a time",
         expected=expected,
@@ -192,6 +206,7 @@ def _by_normals(images: SiteImages) -> OperatingPoint | None:
         threshold,
         images.scores >= threshold,
         images.positive,
+        images.patients,
         rule=f"the lowest threshold that is expected to call at most {alarms:.0%} of new negative "
         "images positive (split conformal); how many positive images it finds is not known",
     )
@@ -218,7 +233,7 @@ def _state(point: OperatingPoint) -> str:
     return _PASSED if states == [_PASSED] * 2 else _OPEN
 
 
-def _compared(rate: Rate, least: float) -> str:
+def _compared(rate: PatientRate, least: float) -> str:
     low, high = rate.interval_95
     if rate.value is None:
         return _OPEN
@@ -227,12 +242,12 @@ def _compared(rate: Rate, least: float) -> str:
     return _PASSED if rate.value >= least and low >= least - RULES.margin else _OPEN
 
 
-def _chance_of(rate: Rate, least: float) -> float:
+def _chance_of(rate: PatientRate, least: float) -> float:
     """Probability of so few successes, or fewer, where the true rate is `least` (binomial)."""
-    share = Decimal(least)
-    chance = term = (1 - share) ** rate.trials
-    for successes in range(rate.successes):
-        term *= (rate.trials - successes) * share / ((successes + 1) * (1 - share))
+    share, trials = Decimal(least), rate.effective_trials
+    chance = term = (1 - share) ** trials
+    for successes in range(rate.effective_successes[1]):
+        term *= (trials - successes) * share / ((successes + 1) * (1 - share))
         chance += term
     return float(chance)
 
@@ -290,6 +305,8 @@ def _reasons(
         found.append(_about_area(area, name, _no_threshold_can_pass(area, images)))
     if site:
         found += _about_site(site, name)
+    if own.sensitivity.is_of_fewer or own.specificity.is_of_fewer:
+        found.append(_about_several(own, name))
     if _too_few(images):
         counts = images.count(positive=True), images.count(positive=False)
         found.append(
@@ -326,7 +343,19 @@ def _about_point(point: OperatingPoint, place: str, name: str) -> list[str]:
     ]
 
 
-def _asked(rate: Rate, least: float) -> str:
+def _about_several(point: OperatingPoint, name: str) -> str:
+    counted = [
+        f"{rate.trials} {which} {name} count as {rate.effective_trials}"
+        for which, rate in (("with", point.sensitivity), ("without", point.specificity))
+        if rate.is_of_fewer
+    ]
+    return (
+        "patients have several images, which are not independent: in the intervals and in what may "
+        f"be chance, {' and '.join(counted)}"
+    )
+
+
+def _asked(rate: PatientRate, least: float) -> str:
     state = _compared(rate, least)
     required = f"required: at least {least:.0%}"
     if state != _OPEN:

@@ -53,12 +53,15 @@ class RateChange(PlainResult):
 
 @dataclass(frozen=True)
 class AucChange:
-    """The area under the curve of both models on the same images, with DeLong's interval."""
+    """The area under the curve of both models on the same images, with DeLong's interval.
+
+    The interval is None where there is none (`statistics.auc_change`).
+    """
 
     reference: float
     candidate: float
     change: float
-    interval_95: tuple[float, float]
+    interval_95: tuple[float, float] | None
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from deepcovid_edge.datasets.dataset import LabelledImage, check_labels
 from deepcovid_edge.decision.record import INDETERMINATE, Prediction
 from deepcovid_edge.decision.results import PlainResult
 from deepcovid_edge.decision.site_file import SCHEMA_VERSION
-from deepcovid_edge.decision.statistics import Estimate, Rate
+from deepcovid_edge.decision.statistics import Estimate, PatientRate
 from deepcovid_edge.decision.thresholds import OperatingPoint
 from deepcovid_edge.errors import DataError
 from deepcovid_edge.manifest import VERSION, ModelManifest
@@ -41,7 +41,7 @@ class LabelFacts:
 
     images: int
     positive: bool | None
-    called_positive: Rate
+    called_positive: PatientRate
 
 
 @dataclass(frozen=True)
@@ -227,11 +227,11 @@ class _Classified:
         }
 
     def _label(self, label: str, manifest: ModelManifest) -> LabelFacts:
-        records = [record for image, record in self.assessed if image.label == label]
-        called = sum((record.probability or 0.0) >= manifest.threshold for record in records)
-        rate = Rate(called, len(records))
+        own = [(image, record) for image, record in self.assessed if image.label == label]
+        called = [(record.probability or 0.0) >= manifest.threshold for _, record in own]
+        rate = PatientRate.of_patients(np.array(called), [image.patient for image, _ in own])
         positive = None if label in manifest.soft_labels else label in manifest.positive_labels
-        return LabelFacts(len(records), positive, rate)
+        return LabelFacts(len(own), positive, rate)
 
 
 def _classify(

@@ -85,7 +85,10 @@ ENTRIES = {
     "dicom": [*COMMAND, "infer", "dicom", "-o", "dicom.jsonl"],
     "heatmap": [*COMMAND, "heatmap", "images", "-o", "maps", "--stride", "32"],
     "sample": [*COMMAND, "sample", "sample", "--count", "1"],
-    "verify": [*COMMAND, "verify", "squeezenet1_1", "squeezenet1_1-int8-cpu", "data"],
+    "verify": [
+        *(*COMMAND, "verify", "squeezenet1_1", "squeezenet1_1-int8-cpu", "data"),
+        *("--split", "train"),
+    ],
     "site-check": [*COMMAND, "site-check", "data", "--split", "train", "-o", "site.json"],
     "build": [
         *(*COMMAND, "build", "squeezenet1_1", "--target", "rtx:sm86", "--level", "0"),

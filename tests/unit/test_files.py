@@ -7,6 +7,8 @@ import resource
 import signal
 from pathlib import Path
 
+import cv2
+import numpy as np
 import pytest
 
 from deepcovid_edge.cli.main import run
@@ -22,6 +24,7 @@ from deepcovid_edge.files import (
 )
 from deepcovid_edge.heatmaps.files import read_map
 from deepcovid_edge.manifest import read_manifest
+from deepcovid_edge.models import shipped_models
 from deepcovid_edge.models.graph.tensorrt_rules import check_typed
 
 REFUSED = "not a regular file"
@@ -80,6 +83,57 @@ def test_no_command_waits_for_a_pipe(
 ) -> None:
     assert run([str(pipe) if word == "PIPE" else word for word in arguments]) in (1, 2, 6)
     assert "pipe" in capsys.readouterr().err
+
+
+@pytest.fixture
+def manifest(tmp_path: Path) -> Path:
+    """Images of two splits."""
+    for name in "ab":
+        cv2.imwrite(str(tmp_path / f"{name}.png"), np.full((120, 120), 99, np.uint8))
+    path = tmp_path / "manifest.csv"
+    path.write_text("path,label,split\na.png,non,val\nb.png,covid,test\n")
+    return path
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["verify", "squeezenet1_1", "squeezenet1_1-int8-cpu", "DATA", "--split", "val", "-o"],
+        ["site-check", "DATA", "--split", "val", "-o"],
+        ["train", "DATA", "--check-data", "--leaks"],
+        ["quantize", "squeezenet1_1", "--precision", "fp16", "--calibration", "DATA", "-o"],
+        ["export", str(shipped_models()["squeezenet1_1"]), "--fit", "DATA", "-o"],
+    ],
+)
+@pytest.mark.parametrize("by_folder", [True, False])
+def test_a_data_set_is_not_written_over(
+    arguments: list[str], by_folder: bool, manifest: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if arguments[0] not in ("verify", "site-check"):
+        for needed in ("torch", "onnx", "onnxruntime"):
+            pytest.importorskip(needed, reason=f"{needed} (extra export) makes models")
+    before = manifest.read_bytes()
+    data = manifest.parent if by_folder else manifest
+    words = [str(data) if word == "DATA" else word for word in arguments]
+    assert run([*words, str(manifest)]) == 1
+    assert "manifest.csv: is what is read, and would be lost" in capsys.readouterr().err
+    assert manifest.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["verify", "squeezenet1_1", "squeezenet1_1-int8-cpu"],
+        ["build", "squeezenet1_1", "--verify"],
+        ["site-check"],
+    ],
+)
+def test_splits_are_not_measured_together(
+    arguments: list[str], manifest: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run([*arguments, str(manifest)]) == 2
+    told = f"--split: {manifest} has test, val, which are not measured together: give one"
+    assert told in capsys.readouterr().err
 
 
 def test_a_report_that_no_longer_fits_leaves_the_one_before(tmp_path: Path) -> None:

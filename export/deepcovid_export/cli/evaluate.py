@@ -10,7 +10,7 @@ import click
 
 from deepcovid_edge.cli.exit_codes import ExitCode
 from deepcovid_edge.cli.options import NamedPath, path_option
-from deepcovid_edge.errors import UsageError, require
+from deepcovid_edge.errors import require
 
 
 @click.command(
@@ -58,7 +58,7 @@ def command(
     and by source. Where images have boxes, heat maps are compared with them.
     """
     require("sklearn", extra="export")
-    from deepcovid_edge.datasets.dataset import load_dataset
+    from deepcovid_edge.datasets.dataset import load_one_split
     from deepcovid_edge.device.process import set_up
     from deepcovid_edge.files import check_writable
     from deepcovid_edge.models import find_model
@@ -71,11 +71,7 @@ def command(
         for module in ("matplotlib", "jinja2"):
             require(module, extra="export")
     set_up()
-    images = [image for place in (data, *also) for image in load_dataset(place, split=split)]
-    if splits := sorted({image.split for image in images if image.split} - {split}):
-        raise UsageError(
-            f"--split: {data} has {', '.join(splits)}, which are not measured together: give one"
-        )
+    images = [image for place in (data, *also) for image in load_one_split(place, split=split)]
     hiding = targets.html is not None if shortcuts is None else shortcuts
     paths, description = [find_model(model) for model in models], name or split or data.name
     settings: Any = {

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from deepcovid_edge.cli.options import NamedPath, check_needed, path_option
-from deepcovid_edge.datasets.dataset import load_dataset
+from deepcovid_edge.datasets.dataset import check_not_read, load_dataset
 from deepcovid_edge.device.process import set_up
 from deepcovid_edge.device.progress import number_of
 from deepcovid_edge.errors import (
@@ -23,7 +23,6 @@ from deepcovid_edge.errors import (
     UsageError,
     require,
 )
-from deepcovid_edge.files import check_not_input
 from deepcovid_export.cli.options import choice_option
 from deepcovid_export.onnx_export.triton_settings import PLATFORMS, RepositorySettings
 
@@ -130,13 +129,14 @@ def command(
         if ood is None or given:
             raise _exported_already(source, given)
         output = output or Path(f"{source.stem}.onnx")
+        check_not_read(output, ood, children)
         with _renamed_at_end(output) as unfinished:
             _fit(source, unfinished, ood, children)
     else:
         require("torch", extra="export")
         network, manifest = _load(source, terms, given)
         output = output or Path(f"{manifest.name}.onnx")
-        check_not_input(output, source)
+        check_not_read(output, source, data, ood, children)
         for place in filter(None, (ood, children)):
             load_dataset(place)  # what cannot be read is told before the export
         with _renamed_at_end(output) as unfinished:

@@ -86,16 +86,14 @@ def command(
     check_needed("--for tensorrt", target == "tensorrt", "rest", "adds")
     require("onnx", extra="export")
     require("onnxruntime", extra="export")
-    from deepcovid_edge.datasets.dataset import load_dataset
+    from deepcovid_edge.datasets.dataset import check_not_read, load_one_split
     from deepcovid_edge.device.process import set_up
-    from deepcovid_edge.files import check_not_input
     from deepcovid_edge.models import find_model
     from deepcovid_edge.validation.verify import UNCHANGED
     from deepcovid_export.quantization.mixed_precision import Variant
     from deepcovid_export.quantization.quantize import QuantizeSettings, quantize
 
-    if output:
-        check_not_input(output, find_model(model))
+    check_not_read(output, find_model(model), calibration, equivalence, proof)
     set_up()
     settings = QuantizeSettings(
         Variant(precision, target, rest), images, adds, max_excluded, sensitivity
@@ -105,7 +103,7 @@ def command(
         calibration,
         settings,
         equivalence=equivalence,
-        proof=load_dataset(proof, split=split) if proof else (),
+        proof=load_one_split(proof, split=split) if proof else (),
         output=output,
         progress=lambda line: click.echo(line, err=True),
     )

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from deepcovid_edge.datasets.contents import Contents
-from deepcovid_edge.datasets.dataset import LabelledImage, load_dataset
+from deepcovid_edge.datasets.dataset import LabelledImage, check_not_read, load_dataset
 from deepcovid_edge.datasets.layouts import place_of
 from deepcovid_edge.device.process import set_up
 from deepcovid_edge.device.progress import counted, number_of
@@ -82,7 +82,7 @@ def training_data(
     Raises:
         DataError: A class has no image in a split, splits share a patient or an image, or one
             image of `val` has two labels.
-        OutputError: `leaks_file` cannot be written.
+        OutputError: `leaks_file` cannot be written, or is what is read.
         UsageError: Leaks are both allowed and excluded.
     """
     if allow_leaks and exclude_leaks:
@@ -91,6 +91,7 @@ def training_data(
     first = places[0]
     excluded: Counter[str] = Counter()
     sets = [load_dataset(place, excluded=excluded) for place in places]
+    check_not_read(leaks_file, *places)
     wanted, unwanted = _wanted([image for own in sets for image in own], recipe, excluded)
     images, read = _readable(wanted, excluded)
     prints = [it.fingerprint for it in read]

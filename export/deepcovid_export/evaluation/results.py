@@ -333,14 +333,14 @@ class Evaluation(PlainResult):
 
 @dataclass(frozen=True)
 class Change(PartialResult):
-    """A paired difference, other model less first.
+    """A paired difference, other model less first; an area's may have no interval (`auc_change`).
 
     Of rates also the images that the other model alone gets wrong (lost) or right (gained), and the
     p-value of McNemar's exact test.
     """
 
     change: float
-    interval_95: Interval
+    interval_95: Interval | None
     lost: int | None = None
     gained: int | None = None
     mcnemar_p: float | None = None

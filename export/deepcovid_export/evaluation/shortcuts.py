@@ -127,7 +127,7 @@ def verdict(
     Yes where the whole 95 % interval (the wider of the one over images and the one over patients)
     lies above the limit. No where the area itself does not. Between them there are too few images
     to tell, and where a class is missing nothing can be told. If patients are known and a class has
-    too few for their interval (`few_patients`), the interval over images alone is no proof.
+    too few for their interval (`few_patients`), their images tell neither.
 
     Returns:
         The verdict (None: cannot be told) and a sentence.
@@ -138,8 +138,10 @@ def verdict(
     low = min(interval[0] for interval in known if interval)
     high = max(interval[1] for interval in known if interval)
     found = f"with the lungs hidden the AUC is {value:.3f} [{low:.3f}, {high:.3f}]"
+    least = f"a class has fewer than {FEWEST_PATIENTS} patients"
+    if value <= limit and few_patients:
+        return None, f"Cannot be told: {found}, not above {limit:.2f}, but {least}."
     if low > limit and few_patients:
-        least = f"a class has fewer than {FEWEST_PATIENTS} patients"
         return None, f"May read the source: {found}, all above {limit:.2f}, but {least}."
     if low > limit:
         return True, f"Reads the source: {found}, all above {limit:.2f}."

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import onnx
 
 from deepcovid_edge.errors import UsageError
-from deepcovid_export.onnx_export.graphs import INT8_OPSET, find_layers
+from deepcovid_export.onnx_export.graphs import INT8_OPSET, find_layers, nodes_of
 from deepcovid_export.quantization.calibration import ImageBatches, best_ranges, channel_peaks
 from deepcovid_export.quantization.equalise import equalise, find_pairs
 from deepcovid_export.quantization.fp16_graph import rest_to_fp16, to_fp16
@@ -125,11 +125,13 @@ class VariantWriter:
 def _quantisable(model: onnx.ModelProto, variant: Variant) -> Iterator[str]:
     """Layers that may be quantised.
 
-    On a CPU the last layer is not, because its output leaves the graph in float. Nor is a layer
-    with fewer channels than the INT8 instructions multiply at once: it would save no time, and the
-    first layer of a grey image is among the costliest in accuracy.
+    On a CPU the last layer is not, because its output leaves the graph in float, perhaps through a
+    Relu as in torchvision's SqueezeNet. Nor is a layer with fewer channels than the INT8
+    instructions multiply at once: it would save no time, and the first layer of a grey image is
+    among the costliest in accuracy.
     """
     outputs = {output.name for output in model.graph.output}
+    outputs |= {node.input[0] for node in nodes_of(model, "Relu") if node.output[0] in outputs}
     channels = {item.name: item.dims[1] for item in model.graph.initializer if len(item.dims) == 4}
     for name, node in find_layers(model).items():
         fills = channels.get(node.input[1], 0) >= _MULTIPLIED_AT_ONCE

@@ -68,5 +68,5 @@ def normal_text(rate: Mapping[str, Any]) -> str:
 
 def change_text(change: Mapping[str, Any]) -> str:
     """A `Change` as text, such as `+0.010 [-0.005, +0.025]`."""
-    low, high = change["interval_95"]
-    return f"{change['change']:+.3f} [{low:+.3f}, {high:+.3f}]"
+    interval = ", ".join(f"{end:+.3f}" for end in change.get("interval_95", ())) or MISSING
+    return f"{change['change']:+.3f} [{interval}]"

@@ -94,6 +94,17 @@ def test_manifest_csv_with_columns_beyond_the_needed(tmp_path: Path) -> None:
         ("sep=|\npath|label\nx.png|covid\n", r"columns label, path are missing; it has path\|"),
         ("path,label\n", "has only a header: list one image per line below it"),
         ("path;label\n;\n", "has only a header"),
+        ('path,label,note\nx.png,covid,"old\nx.png,normal,\n', "line 2: a quote of the row"),
+        ('path,label,note\nx.png,covid,\nx.png,covid,"old', "line 3: a quote of the row"),
+        (
+            'path,label,note\nx.png,covid,"old\nx.png,normal,"new"\nx.png,covid,\n',
+            "line 2: a quote of the row that begins here is not closed, or text follows",
+        ),
+        ('path,"label\nx.png,covid\n', "line 1: a quote of the row that begins"),
+        (
+            'path,label,note\nx.png,covid,"' + "x.png,normal,\n" * 12_000,
+            "line 2: a quote of the row that begins",
+        ),
     ],
 )
 def test_wrong_manifest_is_named(tmp_path: Path, text: str, message: str) -> None:
@@ -101,6 +112,28 @@ def test_wrong_manifest_is_named(tmp_path: Path, text: str, message: str) -> Non
     (tmp_path / "manifest.csv").write_text(text)
     with pytest.raises(DataError, match=message):
         load_dataset(tmp_path)
+
+
+def test_quotes_are_read_as_spreadsheets_and_people_write_them(tmp_path: Path) -> None:
+    rows = (
+        '"x.png",covid,"a ""good"" film, seen"',
+        'x.png,covid,"two\r\nlines, with a "" quote"',
+        'x.png,"covid" ,12" film',  # as read before, though no standard's
+        'x.png,covid,"P"1',
+        'x.png,covid,"last\nline"',
+    )
+    touch(tmp_path / "x.png")
+    text = "\r\n".join(("path,label,patient", *rows))
+    (tmp_path / "manifest.csv").write_text(text, newline="")
+    found = load_dataset(tmp_path)
+    assert {image.label for image in found} == {"covid"}
+    assert [image.patient for image in found] == [
+        'a "good" film, seen',
+        'two\r\nlines, with a " quote',
+        '12" film',
+        "P1",
+        "last\nline",
+    ]
 
 
 def test_a_row_without_the_commas_of_its_last_empty_cells_is_whole(tmp_path: Path) -> None:

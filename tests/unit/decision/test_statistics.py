@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from deepcovid_edge.decision.statistics import (
+    PatientRate,
     Rate,
     auc,
     auc_change,
@@ -137,15 +138,46 @@ def test_delong_interval_covers_as_often_as_it_says() -> None:
         positive = np.arange(160) < 70
         truth = positive * 1.2 + draw.normal(size=160)
         first, second = (truth + draw.normal(size=160) for _ in range(2))
-        _, (low, high) = auc_change(first, second, positive)
-        held += low <= 0 <= high
+        _, interval = auc_change(first, second, positive)
+        assert interval is not None
+        held += interval[0] <= 0 <= interval[1]
     assert 0.91 <= held / 300 <= 0.985
+
+
+def test_a_rate_of_patients_is_as_wide_as_that_of_fewer_images() -> None:
+    """By hand: 4^2 / (3^2 + 1) is 1; 10^2 / (4 * 2^2 + 2) is 5, of which 8 of 10 are 4."""
+    few = PatientRate.of_patients(np.array([True, True, True, False]), ["a", "a", "a", ""])
+    assert (few.successes, few.trials, few.effective_trials) == (3, 4, 1)
+    assert few.effective_successes == (0, 1)
+    assert few.interval_95 == (0.0, 1.0)
+    right = np.array([True] * 8 + [False] * 2)
+    pairs = PatientRate.of_patients(right, [*"aabbccdd", "", ""])
+    assert pairs.interval_95 == wilson(4, 5)
+    assert pairs.as_dict()["effective_trials"] == 5
+    alone = PatientRate.of_patients(right, [""] * 10)
+    assert alone.as_dict() == Rate.of(right).as_dict()
+    assert PatientRate.of_patients(right[:0], []).as_dict()["interval_95"] is None
 
 
 def test_equal_scores_change_nothing() -> None:
     scores = np.array([0.1, 0.5, 0.5, 0.9])
     positive = np.array([False, True, False, True])
-    assert auc_change(scores, scores, positive) == (0.0, (0.0, 0.0))
+    assert auc_change(scores, scores, positive) == (0.0, None)
+
+
+def test_no_interval_of_a_change_has_no_width() -> None:
+    """Equal ranks, ranks that all change alike, and few images do not show what others would."""
+    draw = np.random.default_rng(4)
+    positive = np.arange(60) < 30
+    scores, other = draw.normal(size=60), draw.normal(size=60)
+    assert auc_change(scores, scores * 3 + 1, positive) == (0.0, None)
+    turned = np.where(positive, 1.0, 0.0)
+    assert auc_change(turned, 1 - turned, positive) == (-1.0, None)
+    assert auc_change(scores, other, positive)[1] is not None
+    few = [*range(9), *range(30, 60)]
+    change, interval = auc_change(scores[few], other[few], positive[few])
+    assert interval is None
+    assert change == auc(other[few], positive[few]) - auc(scores[few], positive[few])
 
 
 def test_a_rate_has_wilsons_interval_and_none_without_trials() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 
 from deepcovid_edge.decision.site_file import NOT_ENOUGH, NOT_USABLE, USABLE
+from deepcovid_edge.decision.statistics import newcombe, wilson
 from deepcovid_edge.decision.thresholds import threshold_for_new_images, threshold_for_new_negatives
 from deepcovid_edge.validation.acceptance import RULES, Assessment, SiteImages, assess
 
@@ -222,6 +224,41 @@ def test_more_patients_are_asked_for_not_more_images() -> None:
         classified(images([*spread(0.90, 0.99, 40)], spread(0.6, 0.85, 40), patients=again)).site
         is None
     )
+
+
+def test_several_images_of_a_patient_count_as_fewer() -> None:
+    """Two of 40 are missed; as 20 images they would leave the sensitivity open."""
+    scores = [*spread(0.6, 0.99, 38), 0.1, 0.1], spread(0.01, 0.4, 40)
+    pairs = [f"{kind}{number // 2}" for kind in "pn" for number in range(40)]
+    assert classified(images(*scores)).verdict == USABLE
+    found = classified(images(*scores, patients=pairs))
+    assert found.verdict == NOT_ENOUGH
+    assert (found.own.sensitivity.successes, found.own.sensitivity.trials) == (38, 40)
+    assert found.own.sensitivity.interval_95 == wilson(19, 20)
+    assert found.own.as_dict()["specificity"]["effective_trials"] == 20
+    assert found.auc is not None
+    assert found.auc.interval_95 == newcombe(found.auc.value, 20, 20)
+    assert (
+        "Patients have several images, which are not independent: in the intervals and in what may "
+        "be chance, 40 with covid count as 20 and 40 without covid count as 20."
+    ) in found.reasons
+    of_one_class = classified(images(*scores, patients=[*pairs[:40], *[""] * 40])).reasons
+    assert any(reason.endswith("chance, 40 with covid count as 20.") for reason in of_one_class)
+
+
+def test_films_of_one_patient_are_no_failure_of_several() -> None:
+    alarms = [0.6, 0.7, 0.8, 0.9]
+    assert classified(images([], alarms)).verdict == NOT_USABLE
+    found = classified(images([], alarms, patients=["one", "one", "other", "other"]))
+    assert found.verdict == NOT_ENOUGH
+    assert "as with so few images this may be chance" in found.reasons[0]
+
+
+def test_patients_of_one_image_each_change_nothing() -> None:
+    names = [f"p{number}" for number in range(80)]
+    for site in (GOOD, SHIFTED, MIXED_UP):
+        assert classified(replace(site, patients=names)) == classified(site)
+        assert "effective_trials" not in classified(site).own.as_dict()["sensitivity"]
 
 
 def test_too_many_refused_files_or_drawn_images_are_no_proof() -> None:

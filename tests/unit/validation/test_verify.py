@@ -110,8 +110,9 @@ def test_an_equal_candidate_is_unchanged(images: list[LabelledImage]) -> None:
         "reference": 1.0,
         "candidate": 1.0,
         "change": 0.0,
-        "interval_95": [0.0, 0.0],
+        "interval_95": None,  # of equal ranks
     }
+    assert "AUC         1.0000 -> 1.0000, change +0.0000 [-]" in summary(found)
     assert "verdict: unchanged" in summary(found)
 
 

@@ -31,6 +31,7 @@ from deepcovid_export.evaluation.results import IF_MEASURED
 from deepcovid_export.networks import build_network
 from deepcovid_export.networks.checkpoint import save_checkpoint
 from deepcovid_export.report import write as writing
+from deepcovid_export.report.rendering import change_text
 from deepcovid_export.report.write import Targets, as_json, write_report
 
 CLASSES = {"healthy": ["normal"], "covid": ["covid"], "other": ["pneumonia", "tuberculosis"]}
@@ -89,6 +90,8 @@ def test_a_checkpoint_and_its_onnx_file_have_the_same_figures(
     (comparison,) = report.comparisons
     assert comparison.auc is not None
     assert comparison.auc.change == pytest.approx(0, abs=1e-6)
+    assert comparison.auc.interval_95 is None
+    assert change_text(comparison.auc.as_dict()) == "+0.000 [-]"
     for rate in (comparison.sensitivity, comparison.specificity):
         assert rate is not None
         assert (rate.lost, rate.gained) == (0, 0)

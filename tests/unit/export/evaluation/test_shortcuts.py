@@ -219,6 +219,12 @@ def test_many_images_of_few_patients_prove_nothing(images: list[LabelledImage]) 
     assert found.reads_the_source is None
     assert found.verdict.startswith("May read the source: with the lungs hidden the AUC is ")
     assert found.verdict.endswith(", all above 0.70, but a class has fewer than 10 patients.")
+    value, interval = 0.65, (0.55, 0.69)
+    assert verdict(areas(value, interval), 0.7)[0] is False
+    reads, sentence = verdict(areas(value, interval), 0.7, few_patients=True)
+    assert reads is None
+    assert sentence.startswith("Cannot be told: with the lungs hidden the AUC is 0.650 ")
+    assert sentence.endswith(", not above 0.70, but a class has fewer than 10 patients.")
     unknown = [replace(image, patient="") for image in images]
     assert measure_shortcuts(MeanReader(frame=True), unknown).reads_the_source is True
 
