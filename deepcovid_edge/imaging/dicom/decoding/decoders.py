@@ -28,6 +28,7 @@ from deepcovid_edge.imaging.dicom.decoding.codestreams import (
 )
 from deepcovid_edge.imaging.dicom.decoding.sandbox import Request
 from deepcovid_edge.imaging.dicom.decoding.whole_scan import check_by_last_bits
+from deepcovid_edge.imaging.dicom.decoding.whole_tiles import check_tiles
 from deepcovid_edge.imaging.dicom.syntaxes import JPEG_SYNTAX, SYNTAXES, Family
 from deepcovid_edge.imaging.jpeg import (
     decode_jpeg,
@@ -47,6 +48,7 @@ _CODECS = {
     Family.HTJ2K: "jpeg2k",
 }
 _ONE_LIBJPEG = {Family.JPEG, Family.JPEG_LOSSLESS}
+_TILED = {Family.JPEG_2000, Family.HTJ2K}
 _ELSE = bytes([0x5A, 0xA5, 0x33]) * 40
 """What a whole codestream could be followed by, and nothing would change."""
 _LONGEST_RUN = 128
@@ -72,14 +74,17 @@ def decode(request: Request, codestream: bytes) -> NDArray[Any]:
         NotAssessedError: No decoder is installed, or the frame is not what the header says.
         Exception: Whatever a decoder raises on a broken codestream.
     """
+    family = SYNTAXES[request.syntax].family
+    if family is Family.RLE:
+        return _checked(_rle(request, codestream), request)
+    whole = with_end(codestream)
+    if whole is not None and family in _TILED:
+        check_tiles(whole)
     if request.halvings:
         with contextlib.suppress(Exception):  # the whole picture then decides, and says why
             return _checked(_halved(request, codestream), request)
         request = request.whole
-    family = SYNTAXES[request.syntax].family
-    if family is Family.RLE:
-        pixels = _rle(request, codestream)
-    elif (whole := with_end(codestream)) is not None:
+    if whole is not None:
         pixels = _by_libjpeg(request, whole) if family in _ONE_LIBJPEG else _decoded(request, whole)
     else:
         pixels = _without_end(request, codestream)
