@@ -92,17 +92,14 @@ def decode(request: Request, codestream: bytes) -> NDArray[Any]:
 
 
 def _by_libjpeg(request: Request, codestream: bytes) -> NDArray[Any]:
-    """Decode a JPEG whose scans are whole; see `whole_scan`.
-
-    Of several channels that is known for a DCT alone.
-    """
+    """Decode a JPEG whose scans are whole; see `whole_scan`."""
     dct = SYNTAXES[request.syntax].family is Family.JPEG
     if dct and is_grey_of_8_bits(codestream):
         return decode_jpeg(codestream, "GRAY")
     pixels = _decoded(request, codestream)
     if dct and (pixels.dtype == np.uint8 or not is_one_huffman_scan(codestream)):
         decode_jpeg(with_8_bits(codestream), "GRAY")  # for its warnings; its colours are converted
-    elif pixels.ndim == 2:
+    elif pixels.ndim == 2 or not dct:
         check_by_last_bits(codestream, pixels, lambda data: _if_decoded(request, data), dct=dct)
     return pixels
 
