@@ -178,6 +178,20 @@ def test_restart_intervals_that_end_in_one_grey_are_read(rows: int, value: int) 
         assert np.array_equal(decoded(whole, LOSSLESS, pixels, 12), pixels)
 
 
+@pytest.mark.parametrize("value", [0, 128, 255])
+def test_an_image_of_one_grey_is_read_whatever_its_codes(value: int) -> None:
+    """That of 128 has one code alone: its inverse is none, and stands for the same."""
+    pixels = np.full((320, 280), value, np.uint8)
+    whole = compressed(pixels, 8, LOSSLESS_SV1)
+    assert np.array_equal(decoded(whole, LOSSLESS_SV1, pixels, 8), pixels)
+    colours = np.dstack([pixels] * 3)
+    stream = imagecodecs.jpeg8_encode(
+        colours, lossless=True, predictor=1, colorspace="RGB", outcolorspace="RGB"
+    )
+    asked = request(LOSSLESS_SV1, bits=8, rows=320, columns=280, **COLOURS)
+    assert np.array_equal(decoders.decode(asked, stream), colours)
+
+
 @pytest.mark.parametrize("sector", SECTORS)
 @pytest.mark.parametrize("one_scan", [True, False])
 @pytest.mark.parametrize("rows", [0, 16])

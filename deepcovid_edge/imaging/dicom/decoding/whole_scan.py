@@ -77,14 +77,21 @@ def check_by_last_bits(
         other = decode(_inverted(codestream, scans, sides, last))
         if other is None:  # one that raises errors has raised none for the scan as it is
             return
-        planes = np.split(np.atleast_3d(pixels != other), len(scans), axis=2)
+        planes = _planes(pixels != other, len(scans))
         reach = np.stack([_blocks(one) if dct else _reach(one, size) for one in planes])
         if (reach[unseen] > 8 * last // (_LEAST_BITS if dct else 1)).any():
             raise NotAssessedError(Reason.TRUNCATED, "bytes of the last pixels are missing")
         unseen &= reach == 0
         if not unseen.any():
             return
-    raise NotAssessedError(Reason.DECODE, "damaged: its end belongs to no pixel")
+    held = zip(_planes(pixels, len(scans)), unseen, strict=True)
+    if any(left.any() and np.ptp(plane) for plane, left in held):  # one grey may have but one code
+        raise NotAssessedError(Reason.DECODE, "damaged: its end belongs to no pixel")
+
+
+def _planes(pixels: NDArray[Any], scans: int) -> list[NDArray[Any]]:
+    """What each scan holds, of shape (rows, columns, channels)."""
+    return np.split(np.atleast_3d(pixels), scans, axis=2)
 
 
 def _is_sampled_alike(codestream: bytes, parts: list[Segment]) -> bool:
