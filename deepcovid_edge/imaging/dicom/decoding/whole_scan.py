@@ -79,7 +79,8 @@ def check_by_last_bits(
             return
         planes = _planes(pixels != other, len(scans))
         reach = np.stack([_blocks(one) if dct else _reach(one, size) for one in planes])
-        if (reach[unseen] > 8 * last // (_LEAST_BITS if dct else 1)).any():
+        least = _LEAST_BITS if dct else planes[0].shape[2]  # a bit for each channel
+        if (reach[unseen] > -(-8 * last // least)).any():
             raise NotAssessedError(Reason.TRUNCATED, "bytes of the last pixels are missing")
         unseen &= reach == 0
         if not unseen.any():
