@@ -42,8 +42,8 @@ _SCAN_END = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")
 takes the square of their number."""
 _ALONE = {0x01, *range(0xD0, 0xD9)}
 """Markers without a segment (ITU-T T.81, table B.1)."""
-SOS = 0xDA
-_EOI, _DNL, _DRI, _APP0, _APP2, _APP14 = 0xD9, 0xDC, 0xDD, 0xE0, 0xE2, 0xEE
+SOS, DRI = 0xDA, 0xDD
+_EOI, _DNL, _APP0, _APP2, _APP14 = 0xD9, 0xDC, 0xE0, 0xE2, 0xEE
 _SEQUENTIAL = {0xC0, 0xC1, 0xC9}
 _ARITHMETIC = {0xC9, 0xCA}
 _MOST_SCANS = 500
@@ -155,7 +155,7 @@ def _of_other_sampling(data: bytes, colours: str) -> NDArray[Any]:
     fixed length. Others are not read.
     """
     parts = list(segments(data))
-    if not is_one_huffman_scan(data) or any(part.marker == _DRI for part in parts):
+    if not is_one_huffman_scan(data) or any(part.marker == DRI for part in parts):
         raise ValueError("unusual chroma sampling: save it again without chroma subsampling")
     codes = data[: next(part.scan_end for part in parts if part.marker == SOS)]
     pixels = _by_pillow(data, "RGB")

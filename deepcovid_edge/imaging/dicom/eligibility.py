@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 
+from deepcovid_edge.device.progress import number_of
 from deepcovid_edge.errors import NotAssessedError
 from deepcovid_edge.imaging.dicom.elements import Elements
 from deepcovid_edge.imaging.dicom.header import DicomHeader, PixelLayout
@@ -131,7 +132,7 @@ def _check_layout(layout: PixelLayout) -> None:
         raise NotAssessedError(Reason.FRAMES, f"{layout.frames} pictures")
     if not layout.allocated:
         raise NotAssessedError(Reason.DECODE, "no Bits Allocated (0028,0100) before the pixels")
-    bits = f"{layout.stored} of {layout.allocated} bits"
+    bits = f"{layout.stored} of {number_of(layout.allocated, 'bit')}"
     if layout.allocated not in (8, 16):
         raise NotAssessedError(Reason.MODE, bits)
     if layout.stored < 2 or not layout.stored <= layout.high_bit + 1 <= layout.allocated:
@@ -139,8 +140,9 @@ def _check_layout(layout: PixelLayout) -> None:
     if layout.is_grey:
         return
     if layout.samples != 3 or layout.photometric not in _COLOURS or layout.stored != 8:
-        kind = f"{layout.samples} channels, {layout.photometric or 'no photometric interpretation'}"
-        raise NotAssessedError(Reason.MODE, f"{kind}, {bits}")
+        colours = layout.photometric or "no photometric interpretation"
+        detail = f"{number_of(layout.samples, 'channel')}, {colours}, {bits}"
+        raise NotAssessedError(Reason.MODE, detail)
 
 
 def _check_rescale(elements: Elements) -> None:

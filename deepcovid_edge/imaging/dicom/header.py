@@ -23,7 +23,7 @@ from deepcovid_edge.imaging.dicom.statements import (
     read_part,
     read_view,
 )
-from deepcovid_edge.imaging.dicom.syntaxes import find_data_set
+from deepcovid_edge.imaging.dicom.syntaxes import Encoding, find_data_set
 from deepcovid_edge.imaging.radiograph import DicomFacts
 from deepcovid_edge.reasons import Reason
 
@@ -145,6 +145,7 @@ class DicomHeader:
         burned_in: Whether it is stated that text stands in the pixels.
         lossy_ratio: Highest compression ratio that is stated, or 0.
         native_syntax: UID of the transfer syntax of its elements, were pixels not compressed.
+        encoding: How its elements stand.
     """
 
     data: bytes
@@ -160,6 +161,7 @@ class DicomHeader:
     burned_in: bool
     lossy_ratio: float
     native_syntax: str
+    encoding: Encoding
 
 
 def read_header(data: bytes) -> DicomHeader:
@@ -202,6 +204,7 @@ def read_header(data: bytes) -> DicomHeader:
         burned_in=elements.word(_BURNED_IN) not in ("", "NO"),
         lossy_ratio=max(0.0, *elements.decimals(_LOSSY_RATIO)),  # NaN is not greater
         native_syntax=found.native,
+        encoding=found.encoding,
     )
 
 

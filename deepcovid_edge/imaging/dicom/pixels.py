@@ -11,6 +11,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from deepcovid_edge.device.progress import number_of
 from deepcovid_edge.errors import NotAssessedError
 from deepcovid_edge.imaging.dicom.decoding.codestreams import (
     Codestream,
@@ -22,7 +23,13 @@ from deepcovid_edge.imaging.dicom.decoding.codestreams import (
 from deepcovid_edge.imaging.dicom.decoding.sandbox import Request, sandbox
 from deepcovid_edge.imaging.dicom.header import OFFSETS, DicomHeader, PixelLayout, PixelPlace
 from deepcovid_edge.imaging.dicom.resolution import safe_halvings
-from deepcovid_edge.imaging.dicom.syntaxes import ENCAPSULATED, SYNTAXES, is_native
+from deepcovid_edge.imaging.dicom.syntaxes import (
+    DEFLATED,
+    ENCAPSULATED,
+    SYNTAXES,
+    is_end_of_data_set,
+    is_native,
+)
 from deepcovid_edge.imaging.radiograph import LOSSY_RATIO, is_coloured, sampling_step
 from deepcovid_edge.manifest import InputSpec
 from deepcovid_edge.reasons import Reason, WarningCode
@@ -71,6 +78,8 @@ def read_words(header: DicomHeader, spec: InputSpec | None = None) -> Pixels:
     place, layout = header.place, header.layout
     if place is None or place.tag != _PIXEL_DATA:
         raise NotAssessedError(Reason.MODE, "floating point")
+    if header.native_syntax == DEFLATED and place.length is not None:
+        _check_behind(header, place.start + place.length)
     syntax = header.facts.transfer_syntax_uid
     ycc = layout.photometric.startswith("YBR_FULL")
     stream = _stream(header, place)
@@ -93,6 +102,17 @@ def read_words(header: DicomHeader, spec: InputSpec | None = None) -> Pixels:
     if words.ndim == 3:  # of 8 stored bits, whatever they are allocated
         words = _rgb(words.astype(np.uint8, copy=False), ycc=ycc)
     return Pixels(words, syntax, warnings, data, place.start)
+
+
+def _check_behind(header: DicomHeader, end: int) -> None:
+    """Refuse deflated pixels with more behind them than a data set has.
+
+    RFC 1951 has no checksum: damage shows in that there are more bytes, or fewer.
+    """
+    if not is_end_of_data_set(header.data, end, header.encoding):
+        stray = number_of(len(header.data) - end, "byte")
+        detail = f"damaged: {stray} behind the pixels that are no elements, once inflated"
+        raise NotAssessedError(Reason.DECODE, detail)
 
 
 def _decoded(

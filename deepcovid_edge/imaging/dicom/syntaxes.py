@@ -36,6 +36,7 @@ _ZEROS = 64
 _UNDEFINED = 0xFFFFFFFF
 _PIXELS, _LAST = 0x7FE00000, 0x7FE0FFFF
 """Group of the pixels, behind which an image has no more than padding."""
+_LAST_PIXELS, _MOST_PADDING = 0x7FE00010, 512
 _LONGEST = 128
 _UID = re.compile(r"[0-9]+(\.[0-9]+)+")
 _KINDS = re.compile(
@@ -297,6 +298,26 @@ def _chain(data: bytes, at: int, encoding: Encoding) -> int:
         if at > len(data):
             return count
     return _CHAIN
+
+
+def is_end_of_data_set(data: bytes, at: int, encoding: Encoding) -> bool:
+    """Whether nothing but padding or elements stands from an offset on, the last maybe cut off.
+
+    Args:
+        data: The data set.
+        at: Offset behind the pixels.
+        encoding: How its elements stand.
+    """
+    last = _LAST_PIXELS
+    while len(data) - at > _MOST_PADDING or data[at:].strip(b"\0"):
+        element = _element(data, at, encoding)
+        if element is None or element[0] <= last:
+            return False
+        last, start, length = element
+        if length == _UNDEFINED:  # a sequence
+            return True
+        at = start + length
+    return True
 
 
 def _encoding(data: bytes, at: int, stated: str) -> tuple[Encoding, int]:

@@ -135,6 +135,50 @@ def test_fault_of_rle_gets_the_reason_that_is_true(kind: str, decode: Decode) ->
     assert reason_of(decode, with_codestream(make(), RLE)) is expected
 
 
+def with_surplus(*behind: bytes) -> bytes:
+    """RLE whose segments have these bytes behind their own, without an even length."""
+    segments = [rle([plane])[64:] + more for plane, more in zip(PLANES, behind, strict=True)]
+    return struct.pack("<16I", 2, 64, 64 + len(segments[0]), *[0] * 13) + b"".join(segments)
+
+
+PLANES = byte_planes(image(12))
+LITERALS = bytes([99, *range(100)])
+"""A run of 100 bytes that are not alike."""
+
+
+@pytest.mark.parametrize(
+    ("first", "last", "reason"),
+    [
+        (LITERALS, b"", Reason.DECODE),
+        (b"", LITERALS, Reason.DECODE),
+        (b"\x81\0", b"", Reason.DECODE),
+        (b"", b"\x81\x11", Reason.DECODE),
+        (LITERALS, LITERALS, Reason.LENGTH),
+    ],
+)
+def test_segments_of_rle_with_other_bytes_behind_them_are_damaged(
+    first: bytes, last: bytes, reason: Reason, decode: Decode
+) -> None:
+    """A run that begins in the midst of another gives more bytes, or fewer."""
+    assert reason_of(decode, with_codestream(with_surplus(first, last), RLE)) is reason
+
+
+@pytest.mark.parametrize(
+    ("first", "last"),
+    [
+        (b"\0\0\0", b""),
+        (b"\0\x11\0", b"\xff\x11"),
+        (b"\x81\0", b"\x81\xff"),
+        (b"", bytes(5000)),
+        (b"", b"\xff" * 5000),
+        (bytes(512), bytes(99)),
+    ],
+)
+def test_padding_of_each_segment_of_rle_is_cut(first: bytes, last: bytes, decode: Decode) -> None:
+    stream = with_surplus(first, last)
+    assert np.array_equal(decode(with_codestream(stream, RLE)).pixels, image(12))
+
+
 # --- ends ------------------------------------------------------------------------------------
 
 ENDED = [

@@ -213,9 +213,9 @@ REFUSALS: dict[str, Refusal] = {
     "strip": Refusal(Reason.SHAPE, lambda: written(dataset(image(width=400))), "400 x 128"),
     "no-size": Refusal(Reason.SHAPE, lambda: plain(Rows=None), "160 x 0"),
     "32-bit": Refusal(Reason.MODE, lambda: plain(BitsAllocated=32), "of 32 bits"),
-    "1-bit": Refusal(Reason.MODE, lambda: plain(BitsAllocated=1), "of 1 bits"),
+    "1-bit": Refusal(Reason.MODE, lambda: plain(BitsAllocated=1), "12 of 1 bit"),
     "palette": Refusal(
-        Reason.MODE, lambda: plain(8, PhotometricInterpretation="PALETTE COLOR"), "PALETTE"
+        Reason.MODE, lambda: plain(8, PhotometricInterpretation="PALETTE COLOR"), "1 channel, "
     ),
     "float-pixels": Refusal(
         Reason.MODE,
@@ -244,7 +244,7 @@ REFUSALS: dict[str, Refusal] = {
         "by the header",
     ),
     "rle-of-another-depth": Refusal(
-        Reason.LENGTH, lambda: with_codestream(codestream(RLE, 8), RLE), "segments"
+        Reason.LENGTH, lambda: with_codestream(codestream(RLE, 8), RLE), "1 RLE segment, 2 by"
     ),
     "cut-in-the-header": Refusal(Reason.TRUNCATED, lambda: plain()[:400]),
     "cut-in-the-pixels": Refusal(Reason.TRUNCATED, lambda: plain()[:-100], "of 40960 bytes"),

@@ -214,6 +214,42 @@ def test_deflated_data_that_lack_their_last_block_are_read_if_all_pixels_are_the
     check(decode(data[:-1]), DEFLATED)
 
 
+BEHIND_PIXELS = {
+    "nothing": b"",
+    "zeros": bytes(500),
+    "padding": b"\xfc\xff\xfc\xffOB\0\0\x08\0\0\0" + bytes(range(8)),
+    "private elements": element(0x7FE10010, b"A VENDOR") + element(0x7FE11001, b"1.2"),
+    "an element and zeros": element(0x7FE10010, b"A VENDOR") + bytes(100),
+    "a sequence": b"\xfa\xff\xfa\xffSQ\0\0\xff\xff\xff\xff" + b"\xfe\xff\xdd\xe0\0\0\0\0",
+}
+NO_ELEMENTS = {
+    "rows": bytes(range(1, 250)),
+    "few bytes": b"\1\2\3",
+    "a page of zeros": bytes(4096),
+    "an element of the header": element(0x0020000D, b"1.2.3"),
+    "the pixels again": b"\xe0\x7f\x10\0OW\0\0\2\0\0\0\1\1",
+    "an element, then rows": element(0x7FE10010, b"A VENDOR") + bytes(range(1, 250)),
+}
+
+
+@pytest.mark.parametrize("packing", PACKED)
+@pytest.mark.parametrize("behind", BEHIND_PIXELS)
+def test_elements_and_padding_may_stand_behind_deflated_pixels(
+    behind: str, packing: str, decode: Decode
+) -> None:
+    packed = PACKED[packing](body("explicit") + BEHIND_PIXELS[behind])
+    check(decode(PREAMBLE + meta(DEFLATED) + packed), DEFLATED)
+
+
+@pytest.mark.parametrize("behind", NO_ELEMENTS)
+def test_anything_else_behind_deflated_pixels_is_damage(behind: str, decode: Decode) -> None:
+    """Deflate has no checksum (RFC 1951): damage makes bytes more, or fewer."""
+    packed = PACKED["deflated"](body("explicit") + NO_ELEMENTS[behind])
+    with pytest.raises(NotAssessedError, match=r"damaged: \d+ bytes behind the pixels") as caught:
+        decode(PREAMBLE + meta(DEFLATED) + packed)
+    assert caught.value.reason is Reason.DECODE
+
+
 @pytest.mark.parametrize("kind", [kind for kind in FUZZED if kind != "dicom"])
 def test_pictures_are_not_taken_for_data_sets(kind: str) -> None:
     assert not is_dicom(FUZZED[kind](Pictures))

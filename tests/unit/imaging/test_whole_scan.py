@@ -13,6 +13,7 @@ from PIL import Image
 
 pytest.importorskip("pydicom", reason="needs extra dicom")
 imagecodecs = pytest.importorskip("imagecodecs", reason="needs extra dicom")
+from codestreams import LosslessJpeg
 from dicom_files import JPEG, JPEG_12, LOSSLESS, LOSSLESS_SV1, compressed
 from test_dicom_refusals import image
 from test_dicom_sandbox import request
@@ -128,3 +129,79 @@ def test_a_damaged_scan_of_colours_is_no_image() -> None:
     for name in DAMAGE.keys() - {"bytes twice"}:
         with pytest.raises((NotAssessedError, ValueError)):
             decoders.decode(asked, DAMAGE[name](whole))
+
+
+SECTORS = {
+    "zeros": bytes(512),
+    "FF": b"\xff" * 512,
+    "anything": np.random.default_rng(5).bytes(512),
+}
+REFUSED = (NotAssessedError, imagecodecs.Jpeg8Error)
+COLOURS = {"samples": 3, "photometric": "RGB"}
+
+
+def overwritten(stream: bytes, share: float, sector: bytes) -> bytes:
+    at = round(share * (len(stream) - 700)) + 100
+    return stream[:at] + sector + stream[at + len(sector) :]
+
+
+@pytest.mark.parametrize("sector", SECTORS)
+@pytest.mark.parametrize("rows", [1, 8, 33])
+@pytest.mark.parametrize("bits", [8, 12, 16])
+def test_damage_is_found_in_every_restart_interval(bits: int, rows: int, sector: str) -> None:
+    """Each begins anew, so the last one is whole."""
+    pixels = noisy(bits, border=20)
+    whole = LosslessJpeg(bits, restart_rows=rows).encode(pixels)
+    assert np.array_equal(decoded(whole, LOSSLESS_SV1, pixels, bits), pixels)
+    for share in (0.05, 0.5, 0.8):
+        changed = overwritten(whole, share, SECTORS[sector])
+        with pytest.raises(REFUSED):
+            decoded(changed, LOSSLESS_SV1, pixels, bits)
+
+
+def test_a_restart_interval_that_is_missing_is_damage() -> None:
+    pixels = noisy(12)
+    whole = LosslessJpeg(12, restart_rows=8).encode(pixels)
+    start, end = whole.index(b"\xff\xd3"), whole.index(b"\xff\xd4")
+    with pytest.raises(NotAssessedError, match="40 restart intervals by its header"):
+        decoded(whole[:start] + whole[end:], LOSSLESS_SV1, pixels, 12)
+
+
+@pytest.mark.parametrize("value", [0, 1, 4095])
+@pytest.mark.parametrize("rows", [1, 16])
+def test_restart_intervals_that_end_in_one_grey_are_read(rows: int, value: int) -> None:
+    pixels = noisy(12)
+    pixels[:, -150:] = value
+    pixels[100:200] = value
+    for predictor in (1, 7):
+        whole = LosslessJpeg(12, predictor, restart_rows=rows).encode(pixels)
+        assert np.array_equal(decoded(whole, LOSSLESS, pixels, 12), pixels)
+
+
+@pytest.mark.parametrize("value", [0, 128, 255])
+def test_an_image_of_one_grey_is_read_whatever_its_codes(value: int) -> None:
+    """That of 128 has one code alone: its inverse is none, and stands for the same."""
+    pixels = np.full((320, 280), value, np.uint8)
+    whole = compressed(pixels, 8, LOSSLESS_SV1)
+    assert np.array_equal(decoded(whole, LOSSLESS_SV1, pixels, 8), pixels)
+    colours = np.dstack([pixels] * 3)
+    stream = imagecodecs.jpeg8_encode(
+        colours, lossless=True, predictor=1, colorspace="RGB", outcolorspace="RGB"
+    )
+    asked = request(LOSSLESS_SV1, bits=8, rows=320, columns=280, **COLOURS)
+    assert np.array_equal(decoders.decode(asked, stream), colours)
+
+
+@pytest.mark.parametrize("sector", SECTORS)
+@pytest.mark.parametrize("one_scan", [True, False])
+@pytest.mark.parametrize("rows", [0, 16])
+def test_damage_is_found_in_the_channels_of_lossless_jpeg(
+    rows: int, one_scan: bool, sector: str
+) -> None:
+    pixels = np.dstack([noisy(8, border=border) for border in (0, 10, 20)])
+    whole = LosslessJpeg(8, restart_rows=rows, one_scan=one_scan).encode(pixels)
+    asked = request(LOSSLESS_SV1, bits=8, rows=320, columns=280, **COLOURS)
+    assert np.array_equal(decoders.decode(asked, whole), pixels)
+    for share in (0.05, 0.5, 0.95):
+        with pytest.raises(REFUSED):
+            decoders.decode(asked, overwritten(whole, share, SECTORS[sector]))

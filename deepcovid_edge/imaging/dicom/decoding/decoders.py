@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from deepcovid_edge.device.progress import number_of
 from deepcovid_edge.errors import NotAssessedError, require
 from deepcovid_edge.imaging.dicom.decoding.codestreams import (
     END,
@@ -28,6 +29,7 @@ from deepcovid_edge.imaging.dicom.decoding.codestreams import (
 )
 from deepcovid_edge.imaging.dicom.decoding.sandbox import Request
 from deepcovid_edge.imaging.dicom.decoding.whole_scan import check_by_last_bits
+from deepcovid_edge.imaging.dicom.decoding.whole_tiles import check_tiles
 from deepcovid_edge.imaging.dicom.syntaxes import JPEG_SYNTAX, SYNTAXES, Family
 from deepcovid_edge.imaging.jpeg import (
     decode_jpeg,
@@ -47,9 +49,12 @@ _CODECS = {
     Family.HTJ2K: "jpeg2k",
 }
 _ONE_LIBJPEG = {Family.JPEG, Family.JPEG_LOSSLESS}
+_TILED = {Family.JPEG_2000, Family.HTJ2K}
 _ELSE = bytes([0x5A, 0xA5, 0x33]) * 40
 """What a whole codestream could be followed by, and nothing would change."""
 _LONGEST_RUN = 128
+_MOST_UNLIKE = 4
+"""Bytes by which segments of RLE may differ: behind the pixels too each has its own padding."""
 _ERASED = b"\xff" * (4 * _LONGEST_RUN)
 _PLUGINS = {
     Family.RLE: ("pylibjpeg", "pydicom"),
@@ -72,14 +77,17 @@ def decode(request: Request, codestream: bytes) -> NDArray[Any]:
         NotAssessedError: No decoder is installed, or the frame is not what the header says.
         Exception: Whatever a decoder raises on a broken codestream.
     """
+    family = SYNTAXES[request.syntax].family
+    if family is Family.RLE:
+        return _checked(_rle(request, codestream), request)
+    whole = with_end(codestream)
+    if whole is not None and family in _TILED:
+        check_tiles(whole)
     if request.halvings:
         with contextlib.suppress(Exception):  # the whole picture then decides, and says why
             return _checked(_halved(request, codestream), request)
         request = request.whole
-    family = SYNTAXES[request.syntax].family
-    if family is Family.RLE:
-        pixels = _rle(request, codestream)
-    elif (whole := with_end(codestream)) is not None:
+    if whole is not None:
         pixels = _by_libjpeg(request, whole) if family in _ONE_LIBJPEG else _decoded(request, whole)
     else:
         pixels = _without_end(request, codestream)
@@ -87,17 +95,14 @@ def decode(request: Request, codestream: bytes) -> NDArray[Any]:
 
 
 def _by_libjpeg(request: Request, codestream: bytes) -> NDArray[Any]:
-    """Decode a JPEG whose scans are whole; see `whole_scan`.
-
-    Of several channels that is known for a DCT alone.
-    """
+    """Decode a JPEG whose scans are whole; see `whole_scan`."""
     dct = SYNTAXES[request.syntax].family is Family.JPEG
     if dct and is_grey_of_8_bits(codestream):
         return decode_jpeg(codestream, "GRAY")
     pixels = _decoded(request, codestream)
     if dct and (pixels.dtype == np.uint8 or not is_one_huffman_scan(codestream)):
         decode_jpeg(with_8_bits(codestream), "GRAY")  # for its warnings; its colours are converted
-    elif pixels.ndim == 2:
+    elif pixels.ndim == 2 or not dct:
         check_by_last_bits(codestream, pixels, lambda data: _if_decoded(request, data), dct=dct)
     return pixels
 
@@ -198,7 +203,8 @@ def _rle(request: Request, codestream: bytes) -> NDArray[Any]:
     bytes_each = request.allocated // 8
     segments = len(rle_offsets(codestream))
     if segments != request.samples * bytes_each:
-        detail = f"{segments} RLE segments, {request.samples * bytes_each} by the header"
+        stated = request.samples * bytes_each
+        detail = f"{number_of(segments, 'RLE segment')}, {stated} by the header"
         raise NotAssessedError(Reason.LENGTH, detail)
     _check_fill(request, codestream)
     kind = np.dtype(f"<u{bytes_each}")
@@ -242,20 +248,38 @@ def _rle_planes(request: Request, codestream: bytes) -> NDArray[np.uint8]:
     """The bytes of the words, segment by segment: slower, but it knows what is surplus."""
     size, bytes_each = request.rows * request.columns, request.allocated // 8
     starts = rle_offsets(codestream)
-    planes = [
-        np.frombuffer(unpacked(codestream[start:end]), np.uint8)
+    segments = [
+        codestream[start:end]
         for start, end in zip(starts, [*starts[1:], len(codestream)], strict=True)
     ]
-    _check_lengths([plane.size for plane in planes], request)
+    planes = [np.frombuffer(unpacked(segment), np.uint8) for segment in segments]
+    lengths = [plane.size for plane in planes]
+    _check_lengths(lengths, request)
+    if _differ(lengths) and _differ([_without_fill(segment, size) for segment in segments]):
+        detail = f"damaged: RLE segments of {min(lengths)} to {max(lengths)} bytes"
+        raise NotAssessedError(Reason.DECODE, f"{detail}, {size} by the header")
     # The highest byte comes first.
-    common = min(plane.size for plane in planes)
+    common = min(lengths)
     words = np.stack([plane[:common] for plane in planes]).reshape(-1, bytes_each, common)
     words = np.ascontiguousarray(np.moveaxis(words, 1, -1)[..., ::-1])
-    longest = max(plane.size for plane in planes)
-    if not is_padding(words[0].view(f"<u{bytes_each}").ravel(), request.rows, request.columns):
-        detail = f"{longest} bytes in an RLE segment, {size} by the header"
+    surplus = [plane[size:common] for plane in planes]
+    is_one_value = common - size <= _MOST_UNLIKE or not any(np.ptp(more) for more in surplus)
+    pixels = words[0].view(f"<u{bytes_each}").ravel()
+    if not (is_one_value and is_padding(pixels, request.rows, request.columns)):
+        detail = f"{max(lengths)} bytes in an RLE segment, {size} by the header"
         raise NotAssessedError(Reason.LENGTH, detail)
     return words[:, :size].reshape(-1)
+
+
+def _differ(lengths: list[int]) -> bool:
+    """Whether segments differ by more than what pads them to an even length decodes to."""
+    return max(lengths) - min(lengths) > _MOST_UNLIKE
+
+
+def _without_fill(segment: bytes, size: int) -> int:
+    """Bytes that a segment decodes to without what fills a disk behind it, `size` at the least."""
+    bare = segment.rstrip(FILL)
+    return max(size, len(unpacked(segment if len(segment) - len(bare) <= MOST_FILL else bare)))
 
 
 def _check_lengths(lengths: list[int], request: Request) -> None:
@@ -270,7 +294,8 @@ def _check_lengths(lengths: list[int], request: Request) -> None:
         reason = Reason.TRUNCATED
     else:
         reason = Reason.DECODE
-    raise NotAssessedError(reason, f"{min(short)} bytes in an RLE segment, {size} by the header")
+    held = number_of(min(short), "byte")
+    raise NotAssessedError(reason, f"{held} in an RLE segment, {size} by the header")
 
 
 def _by_pydicom(request: Request, codestream: bytes) -> NDArray[Any]:

@@ -1,4 +1,4 @@
-"""Whether the pixels of a JPEG need its scan to the end, and nothing behind it.
+"""Whether the pixels of a JPEG need its scans to the end, and nothing behind them.
 
 libjpeg makes pixels of a damaged scan and only warns; imagecodecs does not pass that on. simplejpeg
 does, of 8 bits of a DCT (`imaging.jpeg`), and of 12 bits that are labelled as 8. For lossless JPEG,
@@ -6,29 +6,35 @@ and for 12 bits in one scan, the scan is decoded once more with its last bits in
 last pixels have to change, and these alone: if earlier ones do, the scan ended too early; if none
 does, too late. Codes have no fixed length, so after bytes that were lost or overwritten hardly any
 scan ends with its last pixel.
+
+The codes of lossless JPEG begin anew in every restart interval (ITU-T T.81, H.1.1), so all its
+intervals are looked at together. In blocks of a DCT the last interval is: where one ends in white
+or black, its last bits may change nothing.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from deepcovid_edge.device.progress import number_of
 from deepcovid_edge.errors import NotAssessedError
 from deepcovid_edge.imaging.dicom.decoding.codestreams import END
-from deepcovid_edge.imaging.jpeg import SOS, segments
+from deepcovid_edge.imaging.jpeg import DRI, SOS, Segment, segments
 from deepcovid_edge.reasons import Reason
 
-_LAST = (1, 4, 16)
+_LAST, _LAST_OF_DCT = (3, 6), (1, 4, 16)
 """How many of the last bytes are inverted, until a pixel changes: an encoder may end with some that
-no pixel needs, and a pixel of a DCT may be white or black whatever its codes are."""
+no pixel needs, and a pixel of a DCT may be white or black whatever its codes are. Inverted codes of
+an even border are none, and stand for the same, up to 17 bits of them (libjpeg-turbo, jdhuff.c)."""
 _ELSE = b"\x55" * 64
 """What the inverted bits need behind them."""
-_RESTART = re.compile(rb"\xff[\xd0-\xd7]")
-_FF = 0xFF
+_RESTART, _RESTARTS = 0xD0, 0xF8
+"""The second byte of a restart marker, and which of its bits say so (T.81, table B.1)."""
+_FF, _SOF_LOSSLESS = 0xFF, 0xC3
 _BLOCK = 8
 _LEAST_BITS = 2
 """What a block of a DCT takes at the least."""
@@ -44,46 +50,118 @@ def check_by_last_bits(
     """Look whether the last pixels are those of the last bits.
 
     Args:
-        codestream: A JPEG of one channel with its end.
-        pixels: What it was decoded to, of shape (rows, columns).
+        codestream: A JPEG with its end; of a DCT, of one channel.
+        pixels: What it was decoded to, of shape (rows, columns), or (rows, columns, channels) where
+            each channel has as many.
         decode: The decoder; None where it raised an error.
         dct: Whether it is coded in blocks; else pixel by pixel.
 
     Raises:
         NotAssessedError: They are not.
     """
-    scans = [part for part in segments(codestream) if part.marker == SOS]
-    if len(scans) != 1:
+    parts = list(segments(codestream))
+    scans = [part for part in parts if part.marker == SOS]
+    if len(scans) != 1 and (dct or len(scans) != pixels[0, 0].size):
         return
-    head = codestream[: scans[0].scan_end]
-    for count in _LAST if dct else _LAST[:2]:
-        start = max(scans[0].end, len(head) - count)
-        other = decode(_inverted(head, start) + _ELSE + END)
+    if not (dct or _is_sampled_alike(codestream, parts)):
+        return
+    size = 0 if dct else _interval(codestream, parts)
+    sides = [_intervals(codestream, scan, size) for scan in scans]
+    count = -(-pixels.shape[0] * pixels.shape[1] // size) if size else 1
+    if any(len(ends) != count for ends in sides):
+        stated = number_of(count, "restart interval")
+        detail = f"damaged: {stated} by its header, not as many in its scan"
+        raise NotAssessedError(Reason.DECODE, detail)
+    unseen = np.ones((len(scans), count), bool)
+    for last in _LAST_OF_DCT if dct else _LAST:
+        other = decode(_inverted(codestream, scans, sides, last))
         if other is None:  # one that raises errors has raised none for the scan as it is
             return
-        changed = pixels != other
-        if changed.any():
-            if _reach(changed, dct=dct) > 8 * count // (_LEAST_BITS if dct else 1):
-                raise NotAssessedError(Reason.TRUNCATED, "bytes of the last pixels are missing")
+        planes = _planes(pixels != other, len(scans))
+        reach = np.stack([_blocks(one) if dct else _reach(one, size) for one in planes])
+        least = _LEAST_BITS if dct else planes[0].shape[2]  # a bit for each channel
+        if (reach[unseen] > -(-8 * last // least)).any():
+            raise NotAssessedError(Reason.TRUNCATED, "bytes of the last pixels are missing")
+        unseen &= reach == 0
+        if not unseen.any():
             return
-    raise NotAssessedError(Reason.DECODE, "damaged: its end belongs to no pixel")
+    held = zip(_planes(pixels, len(scans)), unseen, strict=True)
+    if any(left.any() and np.ptp(plane) for plane, left in held):  # one grey may have but one code
+        raise NotAssessedError(Reason.DECODE, "damaged: its end belongs to no pixel")
 
 
-def _inverted(head: bytes, start: int) -> bytes:
-    """A scan with its bits inverted from an offset on, or from its last marker on."""
-    if head[start - 1] == _FF:  # a byte of 0 is stuffed behind it (T.81, F.1.2.3)
-        start -= 1
-    start = max([start, *(found.end() for found in _RESTART.finditer(head, start - 1))])
-    last = np.frombuffer(head[start:].replace(b"\xff\0", b"\xff"), np.uint8)
-    return head[:start] + (~last).tobytes().replace(b"\xff", b"\xff\0")
+def _planes(pixels: NDArray[Any], scans: int) -> list[NDArray[Any]]:
+    """What each scan holds, of shape (rows, columns, channels)."""
+    return np.split(np.atleast_3d(pixels), scans, axis=2)
 
 
-def _reach(changed: NDArray[np.bool_], *, dct: bool) -> int:
-    """How many pixels, or blocks of a DCT, lie between the first that changed and the end."""
-    rows, columns = map(int, changed.shape)
-    first = int(changed.argmax())
-    if not dct:
-        return rows * columns - first
-    row, column = divmod(first, columns)
+def _is_sampled_alike(codestream: bytes, parts: list[Segment]) -> bool:
+    """Whether a lossless JPEG has as many samples of each channel (T.81, B.2.2)."""
+    frame = next((part for part in parts if part.marker == _SOF_LOSSLESS), None)
+    return frame is not None and len({*codestream[frame.start + 11 : frame.end : 3]}) == 1
+
+
+def _interval(codestream: bytes, parts: list[Segment]) -> int:
+    """Pixels of a restart interval, 0 where there is but one (T.81, B.2.4.4)."""
+    last = next((part for part in reversed(parts) if part.marker == DRI), None)
+    return int.from_bytes(codestream[last.start + 4 : last.end], "big") if last else 0
+
+
+def _intervals(codestream: bytes, scan: Segment, size: int) -> list[tuple[int, int]]:
+    """Where the codes of each restart interval of a scan start and end."""
+    if not size:
+        return [(scan.end, scan.scan_end)]
+    codes = np.frombuffer(codestream, np.uint8, scan.scan_end - scan.end, scan.end)
+    ones = np.flatnonzero(codes[:-1] == _FF)
+    marks = ones[codes[ones + 1] & _RESTARTS == _RESTART] + scan.end
+    ends = [*marks.tolist(), scan.scan_end]
+    starts = [scan.end, *(mark + 2 for mark in ends[:-1])]
+    if starts[-1] == ends[-1]:  # a marker behind the last one too
+        starts, ends = starts[:-1], ends[:-1]
+    return list(zip(starts, ends, strict=True))
+
+
+def _inverted(
+    codestream: bytes, scans: list[Segment], sides: list[list[tuple[int, int]]], count: int
+) -> bytes:
+    """A JPEG whose intervals have their last bytes inverted, and more of them behind."""
+    view, at = memoryview(codestream), 0
+    pieces: list[bytes | memoryview] = []
+    for start, end in (side for ends in sides for side in ends):
+        first = max(start, end - count)
+        if first > start and codestream[first - 1] == _FF:  # a 0 is stuffed (T.81, F.1.2.3)
+            first -= 1
+        last = np.frombuffer(codestream[first:end].replace(b"\xff\0", b"\xff"), np.uint8)
+        pieces += [view[at:first], (~last).tobytes().replace(b"\xff", b"\xff\0"), _ELSE]
+        at = end
+    return b"".join([*pieces, view[at : scans[-1].scan_end], END])
+
+
+def _reach(changed: NDArray[np.bool_], size: int) -> NDArray[np.int64]:
+    """How many pixels lie between the first that changed and the end, 0 where none did.
+
+    Args:
+        changed: Of shape (rows, columns, channels).
+        size: Pixels of a restart interval, 0 for all.
+
+    Returns:
+        For each interval.
+    """
+    rows, columns, channels = map(int, changed.shape)
+    pixels = rows * columns
+    ends = np.minimum(np.arange(0, pixels, size or pixels) + (size or pixels), pixels)
+    places = np.append(np.flatnonzero(changed) // channels, pixels)
+    starts = np.append(0, ends[:-1])
+    first = places[np.searchsorted(places, starts)]
+    reach: NDArray[np.int64] = np.maximum(0, ends - first)
+    return reach
+
+
+def _blocks(changed: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """The same of a DCT: how many blocks, of all the image."""
+    rows, columns, _ = map(int, changed.shape)
+    if not changed.any():
+        return np.zeros(1, np.int64)
+    row, column = divmod(int(changed.argmax()), columns)
     high, wide = -(-rows // _BLOCK), -(-columns // _BLOCK)
-    return high * wide - (row // _BLOCK * wide + column // _BLOCK)
+    return np.array([high * wide - (row // _BLOCK * wide + column // _BLOCK)])
