@@ -136,6 +136,24 @@ def test_objects_state_the_cart_by_its_own_number(assessor: Assessor, tmp_path: 
     assert {one.StationName for one in made.values()} == {platform.node()[:16].strip()}
 
 
+def test_the_moment_that_was_kept_gives_the_same_objects_and_another_one_others(
+    assessor: Assessor, tmp_path: Path
+) -> None:
+    """One is lost with the ledger where there is no copy: the PACS has the first objects."""
+    path = tmp_path / "image.dcm"
+    path.write_bytes(phantom_image(1, EXPLICIT, opacities=9))
+    first, again, later = (
+        {one["sop_uid"]: one["sha256"] for one in assessor.assess(request)["objects"]}
+        for request in (
+            AssessmentRequest(path, f"{4:064x}", is_dicom=True, made=made)
+            for made in (MADE, MADE, MADE.replace("T10", "T11"))
+        )
+    )
+    assert len(first) == 2
+    assert first == again
+    assert first.keys().isdisjoint(later)
+
+
 @pytest.fixture
 def zone(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], None]]:
     """Sets the time zone of the cart."""
