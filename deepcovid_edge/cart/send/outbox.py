@@ -27,10 +27,11 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 from deepcovid_edge.cart.alerts import AlertCode
 from deepcovid_edge.cart.config import CartConfig, Destination
+from deepcovid_edge.cart.heartbeat import WORKER, runs
 from deepcovid_edge.cart.send.answers import Answer
 from deepcovid_edge.cart.send.association import CertificateError, Timeouts
 from deepcovid_edge.cart.send.commitment import CommitmentUser
@@ -67,6 +68,20 @@ def make_sender(
     """A sender to a destination: STOW-RS where it has a URL, else DIMSE."""
     kind = DimseSender if destination.url is None else StowSender
     return kind(destination, ae_title, timeouts)
+
+
+class Waiting(NamedTuple):
+    """What keeps a cart from having sent everything.
+
+    Attributes:
+        images: Images that wait to be assessed.
+        objects: Objects that are not at their destination yet.
+        parked: Objects that a destination rejected.
+    """
+
+    images: int
+    objects: int
+    parked: int
 
 
 class Outbox:
@@ -124,7 +139,8 @@ class Outbox:
     def drain(self, seconds: float) -> int:
         """Send what waits now, without the waits after earlier failures.
 
-        Where another process of the cart sends, it is asked to do so.
+        Where another process of the cart sends, it is asked to do so. While a worker runs, images
+        that wait to be assessed are waited for too.
 
         Returns:
             How many objects are not at their destination yet; parked ones do not count.
@@ -137,21 +153,29 @@ class Outbox:
             self.start()
         self.wake()
         ends = time.monotonic() + seconds
-        while (left := self._left()) and time.monotonic() < ends:
+        while self._goes_on() and time.monotonic() < ends:
             time.sleep(min(0.1, seconds))
         if is_own:
             self.stop()
-        return left
+        return self.waiting().objects
 
-    def _left(self) -> int:
+    def _goes_on(self) -> bool:
+        left = self.waiting()
+        return left.objects > 0 or (left.images > 0 and runs(self._ledger, WORKER))
+
+    def waiting(self) -> Waiting:
+        """What waits now; what waits for destinations that are not named any more is left out."""
         pairs = [(one.name, kind) for one in self._config.destinations for kind in one.objects]
         marks = ", ".join(["(?, ?)"] * len(pairs)) or "(NULL, NULL)"
         row = self._ledger.row(
-            "SELECT count(*) AS n FROM outbox JOIN object ON object.id = object_id"
-            f" WHERE state IN ('queued', 'sending') AND (destination, kind) IN (VALUES {marks})",
+            "SELECT (SELECT count(*) FROM image WHERE state IN ('received', 'assessing')),"
+            " count(*) FILTER (WHERE state IN ('queued', 'sending')),"
+            " count(*) FILTER (WHERE state = 'parked')"
+            " FROM outbox JOIN object ON object.id = object_id"
+            f" WHERE (destination, kind) IN (VALUES {marks})",
             *(value for pair in pairs for value in pair),
         )
-        return int(row["n"]) if row else 0
+        return Waiting(*(row or (0, 0, 0)))
 
 
 class Courier(threading.Thread):
