@@ -144,7 +144,7 @@ class Commitments:
         ) is not None
 
     def _tell(self, row: Any, kept: list[Reference], failed: list[tuple[Reference, int]]) -> bool:
-        title, _, address = row["peer"].partition("@")
+        title, _, address = row["peer"].rpartition("@")  # a title may hold one too
         named = (peer for peer in self._config.peers if peer.ae_title == title)
         peer = next((peer for peer in named if peer.is_at(address) and peer.port), None)
         is_told = peer is not None and self._report(

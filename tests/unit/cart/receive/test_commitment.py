@@ -236,6 +236,16 @@ def test_a_clock_that_went_back_holds_up_no_report(
     assert asked.tell_due() == 1
 
 
+def test_a_peer_whose_title_holds_the_separator_is_told(
+    asked: Commitments, told: list[tuple[Any, ...]]
+) -> None:
+    peer = replace(CONSOLE, ae_title="CR@ROOM2")
+    asked = Commitments(replace(asked._config, peers=(peer,)), asked._ledger)
+    assert ask(asked, (CR, "1.2.4"), peer=peer) == SUCCESS
+    assert asked.tell_due() == 1
+    assert told[0][0] == ("10.0.0.1", 11113, "CR@ROOM2")
+
+
 def test_the_same_request_again_is_answered_again(
     asked: Commitments, told: list[tuple[Any, ...]]
 ) -> None:
