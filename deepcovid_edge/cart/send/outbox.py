@@ -26,7 +26,7 @@ import fcntl
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import Any, NamedTuple
 
 from deepcovid_edge.cart.alerts import AlertCode
@@ -35,7 +35,7 @@ from deepcovid_edge.cart.heartbeat import WORKER, runs
 from deepcovid_edge.cart.send.answers import Answer
 from deepcovid_edge.cart.send.association import CertificateError, Timeouts
 from deepcovid_edge.cart.send.commitment import CommitmentUser
-from deepcovid_edge.cart.send.dimse import DimseSender, Sender
+from deepcovid_edge.cart.send.dimse import FILE_STATUS, DimseSender, Sender
 from deepcovid_edge.cart.send.stow import StowSender
 from deepcovid_edge.cart.store.clock import now_utc
 from deepcovid_edge.cart.store.deliveries import (
@@ -58,6 +58,8 @@ _LOOK_SECONDS = 0.5
 _AFTER_FAULT_SECONDS = 5.0
 _MOST = 100
 """Objects that are read from the ledger at once."""
+_MOST_NAMED = 20
+"""Images that an alert names."""
 _SEND_AGAIN, _DRAIN = "send again", "drain"
 """Events that end every wait."""
 
@@ -204,6 +206,7 @@ class Courier(threading.Thread):
         self._uncertain_until: dict[int, float] = {}
         self._failed_tries: dict[int, int] = {}
         self._refused: Counter[int] = Counter()
+        self._stuck: dict[int, int] = {}
         self._last_event = 0
 
     def wake(self) -> None:
@@ -341,7 +344,9 @@ class Courier(threading.Thread):
             self._write(lambda: self._deliveries.park(delivery, answer.status))
             self._forget(delivery)
             if answer.cause == "file":
-                self._raise_alert("file", AlertCode.FILE_DAMAGED, answer, image=delivery.image_id)
+                self._raise_alert(
+                    "file", AlertCode.FILE_DAMAGED, answer, images=_named(self._damaged_images())
+                )
             else:
                 self._raise_rejection_alert(answer)
                 self._answered()
@@ -354,6 +359,7 @@ class Courier(threading.Thread):
         self._uncertain_until.pop(delivery.object_id, None)
         self._failed_tries.pop(delivery.object_id, None)
         self._refused.pop(delivery.object_id, None)
+        self._stuck.pop(delivery.object_id, None)
 
     def _put_off(self, delivery: Delivery, answer: Answer) -> None:
         tries = self._failed_tries.get(delivery.object_id, 0)
@@ -412,7 +418,19 @@ class Courier(threading.Thread):
         self._refused[delivery.object_id] += 1
         is_stuck = self._refused[delivery.object_id] >= len(self._waits)
         if is_stuck and self._failures < FAILURES_UNTIL_ALERT:
-            self._raise_alert("stuck", AlertCode.RESULT_STUCK, answer, image=delivery.image_id)
+            self._stuck[delivery.object_id] = delivery.image_id
+            images = _named(self._stuck.values())
+            self._raise_alert("stuck", AlertCode.RESULT_STUCK, answer, images=images)
+
+    def _damaged_images(self) -> list[int]:
+        """The images of which an object is parked because its file is not what was built."""
+        rows = self._ledger.rows(
+            "SELECT image_id FROM outbox JOIN object ON object.id = object_id"
+            " JOIN result ON result.id = result_id"
+            " WHERE destination = ? AND state = 'parked' AND last_status LIKE ?",
+            *(self._destination.name, f"{FILE_STATUS}%"),
+        )
+        return [row["image_id"] for row in rows]
 
     def _clear_object_alerts(self) -> None:
         """End what was said of single objects, once none is parked, or stuck."""
@@ -445,3 +463,11 @@ class Courier(threading.Thread):
 
     def _write(self, write: Callable[[], Any]) -> None:
         self._deliveries.spool.write_in_reserve(write)
+
+
+def _named(images: Collection[int]) -> str:
+    """Numbers of images, so many as fit into an alert."""
+    numbers = sorted({*images})
+    more = len(numbers) - _MOST_NAMED
+    shown = ", ".join(map(str, numbers[:_MOST_NAMED]))
+    return f"{shown} and {more} more" if more > 0 else shown
