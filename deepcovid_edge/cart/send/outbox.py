@@ -10,6 +10,7 @@
 | it refuses the cart (AE title not known) | an alert at once; it is tried again like a silent one |
 | the end of an object is uncertain | its row stays `sending`: C-FIND is asked before a resend |
 | its kind is none that the destination gets any more | given up at the start, later left alone |
+| the cart itself fails, three times in a row | an alert names the kind of error; tried on |
 
 A refusal of the whole association parks nothing, although the standard calls it permanent: it says
 nothing of an object, and once the destination is set right everything goes out by itself.
@@ -200,7 +201,7 @@ class Courier(threading.Thread):
         self._commitment: CommitmentUser | None = None
         self._stopping, self._woken = threading.Event(), threading.Event()
         self._has_given_up = False
-        self._failures = 0
+        self._failures = self._faults = 0
         self._failing_since = ""
         self._held_until = 0.0
         self._uncertain_until: dict[int, float] = {}
@@ -235,7 +236,20 @@ class Courier(threading.Thread):
             except Exception as error:  # the ledger is full, a certificate is gone, a fault
                 # Its kind alone: the text may hold what a peer wrote.
                 log("outbox fault", destination=self._destination.name, error=type(error).__name__)
+                self._tell_of_fault(error)
                 self._wait(_AFTER_FAULT_SECONDS)
+
+    def _tell_of_fault(self, error: Exception) -> None:
+        """Raise an alert once one fault follows the other; a certificate has one of its own."""
+        self._faults += 1
+        if self._faults < FAILURES_UNTIL_ALERT or isinstance(error, CertificateError):
+            return
+        name = self._destination.name
+        detail = {"destination": name, "error": type(error).__name__}
+        if isinstance(error, OSError) and error.filename:
+            detail["file"] = str(error.filename)  # of the cart: no peer names one
+        with contextlib.suppress(Exception):  # it may be the ledger that fails
+            self._ledger.raise_alert(f"fault:{name}", AlertCode.SENDING_FAILS.code, **detail)
 
     def _send_for_ever(self) -> None:
         self._last_event = self._newest_event()
@@ -295,6 +309,8 @@ class Courier(threading.Thread):
                 self._deliver(sender, delivery)
         sender.close()
         self._clear_object_alerts()
+        self._faults = 0
+        self._ledger.clear_alert(f"fault:{self._destination.name}")
         if self._commitment is not None and time.monotonic() >= self._held_until:
             self._commitment.ask(self._stopping)
 
