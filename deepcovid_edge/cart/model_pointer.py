@@ -156,8 +156,7 @@ def kept_pointer(spool: Path) -> dict[str, str]:
     """The pointer in the file of a spool, as the ledger's table `meta` has it; or nothing."""
     try:
         values = json.loads(read_regular(spool / POINTER_NAME))
-        keys = (_IN_USE, _BEFORE) if _BEFORE in values else (_IN_USE,)
-        kept = {key: json.dumps(values[key]) for key in keys}
+        kept = {key: json.dumps(values[key]) for key in (_IN_USE, _BEFORE)}
         for text in kept.values():
             _read(text)
             _named_then(text)
@@ -221,7 +220,7 @@ def _move(
     facts = _prove(config, model, site)
     before = model_in_use(config, ledger)
     with ledger.transaction():
-        if not now.is_same(before):
+        if ledger.get_meta(_BEFORE) is None or not now.is_same(before):
             ledger.set_meta(_BEFORE, json.dumps(_values(before)))
         ledger.set_meta(
             _IN_USE, json.dumps({**_values(now), _NAMED_THEN: named and _values(named)})
