@@ -39,7 +39,8 @@ _FINE_BINS = 100
 _MEDIAN_STEPS = 10_000
 _LEAST_IMAGES = 50
 """Fewer scores prove no change of their distribution."""
-_MOST_DEVICES = 50
+MOST_DEVICES = 50
+"""That the text and the page name; JSON has them all."""
 _MOST_NAMES = 5
 _MEMORY = "1GB"
 _COLUMNS = ("name", "images", "not_assessed", "positive", "indeterminate")
@@ -141,6 +142,13 @@ class Summary(PlainResult):
         """Whether every shard is there."""
         return self.shards == self.stamp.shards
 
+    @property
+    def further_devices(self) -> str:
+        """How many devices are not named one by one, in words; empty where all are."""
+        rest = self.devices[MOST_DEVICES:]
+        images = number_of(sum(one.images for one in rest), "image")
+        return f"and {number_of(len(rest), 'more device')} with {images}" if rest else ""
+
     def text(self) -> str:
         """For a terminal: the counts, and where the rest is."""
         counts, same = self.counts, self.duplicates
@@ -156,7 +164,8 @@ class Summary(PlainResult):
             "By month and by device, with the median score, and the distance of the scores from "
             f"those of all other images (-: fewer than {_LEAST_IMAGES} scores on one side):",
             *(_group_line("month", one) for one in self.months),
-            *(_group_line("device", one) for one in self.devices),
+            *(_group_line("device", one) for one in self.devices[:MOST_DEVICES]),
+            *([f"  {self.further_devices}"] if self.further_devices else []),
             NOTICE,
         ]
         return "\n".join(lines)
@@ -209,7 +218,7 @@ def summarise(folder: Path) -> Summary:
             duplicates=_duplicates(table),
             histogram=_histogram(table),
             months=_groups(table, "month"),
-            devices=_groups(table, "device")[:_MOST_DEVICES],
+            devices=_groups(table, "device"),
         )
 
 

@@ -7,7 +7,7 @@ from html import escape
 from pathlib import Path
 from string import Template
 
-from deepcovid_edge.archive.summary import BINS, Group, Summary
+from deepcovid_edge.archive.summary import BINS, MOST_DEVICES, Group, Summary
 from deepcovid_edge.decision.record import INDETERMINATE, NEGATIVE, POSITIVE, SIGNS
 from deepcovid_edge.pipeline.html_page import about_run, page_style
 from deepcovid_edge.reasons import NOTICE
@@ -66,7 +66,9 @@ def _tables(summary: Summary) -> Iterable[str]:
     yield _histogram(summary)
     yield f"<h2>By month and by device</h2>\n<p>{escape(_DRIFT)}</p>"
     yield _groups("month", summary.months)
-    yield _groups("device", summary.devices)
+    yield _groups("device", summary.devices[:MOST_DEVICES])
+    if summary.further_devices:
+        yield f"<p>{escape(summary.further_devices)}; JSON has each of them.</p>"
 
 
 def _histogram(summary: Summary) -> str:

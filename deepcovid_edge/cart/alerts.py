@@ -45,6 +45,12 @@ class AlertCode(Coded):
         "See the status and the image that is named, and look at the log of the destination. The"
         " cart goes on trying by itself.",
     )
+    SENDING_FAILS = (
+        "sending_fails",
+        "Results are not sent to a destination: something is wrong on the cart itself.",
+        "See the detail and the log of `cart work`. If a file of the spool belongs to another"
+        " account, give it to the account of the cart. The cart goes on trying by itself.",
+    )
     DESTINATION_REMOVED = (
         "destination_removed",
         "Results wait for a destination that the configuration does not name any more.",

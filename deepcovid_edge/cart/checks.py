@@ -6,8 +6,9 @@ import ssl
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from deepcovid_edge.cart.config import CartConfig, PageSettings
+from deepcovid_edge.cart.config import CartConfig, CartSettings, PageSettings
 from deepcovid_edge.cart.model_pointer import model_in_use, named_model, pointer_fault
 from deepcovid_edge.cart.store.opening import open_ledger
 from deepcovid_edge.cart.store.spool import Spool, SpoolSettings
@@ -15,6 +16,9 @@ from deepcovid_edge.device.ports import check_address
 from deepcovid_edge.device.tls import load_certificate
 from deepcovid_edge.errors import DeepCovidEdgeError, NotThereError, UsageError, one_line, require
 from deepcovid_edge.files import read_regular
+
+if TYPE_CHECKING:
+    from deepcovid_edge.model import Model
 
 
 @dataclass(frozen=True)
@@ -114,10 +118,38 @@ def _model(config: CartConfig) -> Iterator[Check]:
         ) as model:
             runs = f"{model.facts.model} on {model.facts.backend}"
             yield Check("model", True, f"{runs} {used.site_words}")
+            yield from _budget(model, settings)
     except DeepCovidEdgeError as error:
         yield Check("model", False, one_line(error))
     if fault:
         yield Check("model in use", False, fault)
+
+
+def _budget(model: Model, settings: CartSettings) -> Iterator[Check]:
+    """A warning where no image gets a heat map: its time budget is too short on this machine."""
+    import numpy as np
+
+    from deepcovid_edge.heatmaps.heatmap import OCCLUSION
+    from deepcovid_edge.heatmaps.occlusion import BudgetError, Occluder
+    from deepcovid_edge.heatmaps.windows import OcclusionSettings
+
+    if settings.heatmap != OCCLUSION:
+        return
+    chosen, spec = OcclusionSettings(budget_ms=settings.budget * 1000.0), model.manifest.input
+    with Occluder(model.backend, chosen, workers=1) as occluder:
+        for is_last in (False, True):  # the first one also loads what the others have
+            try:
+                occluder.explain(np.zeros((spec.height, spec.width), np.uint8))
+            except BudgetError as error:
+                if is_last:
+                    yield Check(
+                        "budget",
+                        True,
+                        f"got {settings.budget:g} s, one pass takes about "
+                        f"{error.needed_ms / 1000:.2f} s here, so images get a report without "
+                        'heat map and picture: raise it, or name `heatmap = "activation"`',
+                        warns=True,
+                    )
 
 
 def _receive(config: CartConfig) -> Check:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,7 @@ from deepcovid_edge.device.progress import number_of
 
 if TYPE_CHECKING:
     from deepcovid_edge.cart.config import CartConfig
+    from deepcovid_edge.cart.send.outbox import Waiting
     from deepcovid_edge.cart.status import CartStatus
 
 _CONFIG = click.argument("config", type=NamedPath())
@@ -285,6 +287,9 @@ def check_config(config: Path, offline: bool) -> int:
 def drain(config: Path, seconds: float, give_up: str | None) -> int:
     """Send all that waits, now; before the cart is moved. A cart that runs is asked to do so.
 
+    Images that are not assessed yet are waited for while the cart runs. If something is left at the
+    end, the command says what, and its exit code is 1.
+
     Results for a destination that the configuration does not name any more wait until it is named
     again, and their images are kept; --give-up NAME forgets them for ever.
 
@@ -306,9 +311,22 @@ def drain(config: Path, seconds: float, give_up: str | None) -> int:
                 raise UsageError(f"--give-up: got {give_up}, for which nothing waits")
             click.echo(f"{number_of(count, 'object is', 'objects are')} not sent to {give_up}.")
             return ExitCode.DONE
-        left = Outbox(settings, ledger, spool).drain(seconds)
-    click.echo(f"{number_of(left, 'object waits', 'objects wait')}." if left else "Nothing waits.")
-    return ExitCode.ERROR if left else ExitCode.DONE
+        outbox = Outbox(settings, ledger, spool)
+        outbox.drain(seconds)
+        left = outbox.waiting()
+    click.echo("\n".join(_left_in_words(left)) if any(left) else "Nothing waits.")
+    return ExitCode.ERROR if any(left) else ExitCode.DONE
+
+
+def _left_in_words(left: Waiting) -> Iterator[str]:
+    if left.images:
+        images = number_of(left.images, "image waits", "images wait")
+        yield f"{images} to be assessed: let the cart run until it is done."
+    if left.objects:
+        yield f"{number_of(left.objects, 'object waits', 'objects wait')} to be sent."
+    if left.parked:
+        objects = number_of(left.parked, "object was", "objects were")
+        yield f"{objects} rejected: correct that at the destination, then run `cart resend`."
 
 
 @command.command()

@@ -272,7 +272,8 @@ class CartSettings:
         backend: As `infer --backend`.
         site: Site file of `site-check`, or None.
         heatmap: `activation`, `occlusion` (within `budget`) or `none`.
-        budget: Most seconds for an occlusion.
+        budget: Most seconds for an occlusion. Where one pass takes longer, images get a report
+            without heat map and picture; `check-config` warns of it.
         assess_seconds: Longest time for one image; the assessor is ended and started again.
         report: Kind of structured report: `comprehensive` or `comprehensive3d`.
         keep_days: Images and results are kept this many days after every destination has the

@@ -211,7 +211,7 @@ def roll_back(config: CartConfig, ledger: Ledger) -> dict[str, Any]:
 def _move(
     config: CartConfig, ledger: Ledger, to: ModelChoice, named: ModelChoice | None
 ) -> dict[str, Any]:
-    """Move the pointer to a model that proves itself."""
+    """Move the pointer to a model that proves itself; the one in use again has the same before."""
     model, site = to
     place = str(Path(model).absolute()) if Path(model).is_file() else model
     now = ModelChoice(place, site and site.absolute())
@@ -220,7 +220,8 @@ def _move(
     facts = _prove(config, model, site)
     before = model_in_use(config, ledger)
     with ledger.transaction():
-        ledger.set_meta(_BEFORE, json.dumps(_values(before)))
+        if ledger.get_meta(_BEFORE) is None or not now.is_same(before):
+            ledger.set_meta(_BEFORE, json.dumps(_values(before)))
         ledger.set_meta(
             _IN_USE, json.dumps({**_values(now), _NAMED_THEN: named and _values(named)})
         )

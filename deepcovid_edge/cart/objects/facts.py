@@ -70,9 +70,9 @@ def object_uid(
 ) -> str:
     """The SOP Instance UID of an object of a result.
 
-    It follows from all that shapes the object, except the moment: what differs by more than that
-    is another object. The moment is kept with the result and its offset from UTC, that of the
-    cart's time zone, counts, so that no UID stands for two contents.
+    It follows from all that shapes the object, so that no UID stands for two contents. The moment
+    is kept with the result: an image that is assessed again has the same objects. Where it was lost
+    with the ledger, they are others.
 
     Args:
         sop_uid: SOP Instance UID of the image.
@@ -85,7 +85,7 @@ def object_uid(
     return derived_uid(
         *("result", kind, sop_uid, facts.content_sha256),
         *(facts.serial, facts.station, facts.manufacturer, facts.product, facts.version),
-        str(facts.made.utcoffset()),
+        facts.made.isoformat(),
         json.dumps(record, sort_keys=True),
         hashlib.sha256(picture).hexdigest(),
     )

@@ -37,6 +37,7 @@ _OF_RESULTS = {
     AlertCode.DESTINATION_FAILS.code,
     AlertCode.RESULT_STUCK.code,
     AlertCode.FILE_DAMAGED.code,
+    AlertCode.SENDING_FAILS.code,
 }
 
 

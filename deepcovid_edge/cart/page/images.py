@@ -15,6 +15,8 @@ from deepcovid_edge.cart.store.schema import (
     ASSESSED,
     COMMITTED,
     EXPIRED,
+    LAST_FIRST,
+    LAST_RESULT,
     NOT_ASSESSED,
     PARKED,
     QUEUED,
@@ -41,8 +43,8 @@ _ROWS = (
     " settled_utc, clock_ok, reason, device, bytes, patient_id, name, birth_date, accession,"
     " acquired, file_name, result.id AS result_id, decision, record"
     " FROM arrival AS last CROSS JOIN image ON image.id = last.image_id"
-    " LEFT JOIN who ON who.image_id = image.id LEFT JOIN result ON result.id ="
-    " (SELECT max(id) FROM result WHERE image_id = image.id)"
+    " LEFT JOIN who ON who.image_id = image.id"
+    f" LEFT JOIN result ON result.id = {LAST_RESULT}"
     " WHERE last.id = (SELECT max(id) FROM arrival WHERE image_id = last.image_id)"
 )
 """Each image once, by the last time that it came. SQLite keeps the order of a CROSS JOIN, so that
@@ -124,14 +126,14 @@ class Image:
 
     Attributes:
         row: What the list says too.
-        record: Its newest record, or empty.
+        record: That of the result that holds, or empty.
         score: Its score in words, or None; never of an image that was not assessed.
         limits: Name -> limit in words.
         bar: Where score and limits lie on the bar, 0 to 1; None where there is no score.
         who: Name of a field -> value, of those that the header has.
         facts: The row of the ledger.
         arrivals: Each time that it came.
-        results: Earlier results, the newest first.
+        results: Its results, the one that holds first.
         has_map: Whether there is a picture with its heat map.
         can_send: Whether it has objects that may be sent again.
     """
@@ -227,8 +229,8 @@ def picture_of(ledger: Ledger, spool: Spool, image_id: int, kind: str) -> bytes 
         kind: `picture`, `thumbnail` or `map`; there is no map of an image that was not assessed.
     """
     found = ledger.row(
-        "SELECT content_sha256, (SELECT decision FROM result WHERE image_id = image.id"
-        " ORDER BY id DESC LIMIT 1) AS decision FROM image WHERE id = ?",
+        "SELECT content_sha256, decision FROM image"
+        f" LEFT JOIN result ON result.id = {LAST_RESULT} WHERE image.id = ?",
         image_id,
     )
     if found is None or (kind == "map" and found["decision"] is None):
@@ -295,7 +297,7 @@ def _arrivals(ledger: Ledger, image_id: int) -> list[Any]:
 def _results(ledger: Ledger, image_id: int) -> list[Any]:
     return ledger.rows(
         "SELECT id, decision, made_utc, model_sha256 FROM result WHERE image_id = ?"
-        " ORDER BY id DESC LIMIT 20",
+        f" ORDER BY {LAST_FIRST} LIMIT 20",
         image_id,
     )
 

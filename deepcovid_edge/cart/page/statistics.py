@@ -17,7 +17,7 @@ from deepcovid_edge.cart.store.drift_window import (
     week_until,
 )
 from deepcovid_edge.cart.store.ledger import Ledger
-from deepcovid_edge.cart.store.schema import COMMITTED, SENT
+from deepcovid_edge.cart.store.schema import COMMITTED, LAST_FIRST, LAST_RESULT, SENT
 from deepcovid_edge.decision.record import NOT_ASSESSED
 
 DAYS = 14
@@ -116,9 +116,9 @@ def read_statistics(ledger: Ledger, now: datetime | None = None) -> Statistics:
     # A day more than is shown, so that none of the first calendar day is missing.
     since = (now - timedelta(days=DAYS + 1)).isoformat(timespec="milliseconds")
     found = ledger.rows(
-        "SELECT date(received_utc, 'localtime') AS day, reason, (SELECT decision FROM result"
-        " WHERE image_id = image.id ORDER BY id DESC LIMIT 1) AS decision, count(*) AS n"
-        " FROM image WHERE settled_utc IS NOT NULL AND received_utc > ? GROUP BY 1, 2, 3",
+        "SELECT date(received_utc, 'localtime') AS day, reason, decision, count(*) AS n"
+        f" FROM image LEFT JOIN result ON result.id = {LAST_RESULT}"
+        " WHERE settled_utc IS NOT NULL AND received_utc > ? GROUP BY 1, 2, 3",
         since,
     )
     rows = [row for row in found if row["day"] in dates]
@@ -147,7 +147,7 @@ def _times(ledger: Ledger) -> list[Times]:
     """Times of the last images. A clock that was set meanwhile makes some negative: left away."""
     assessed = ledger.rows(
         "SELECT json_extract(record, '$.timings_ms.total') / 1000.0 AS seconds FROM result"
-        " ORDER BY id DESC LIMIT ?",
+        f" ORDER BY {LAST_FIRST} LIMIT ?",
         _MOST_TIMES,
     )
     settled = ledger.rows(
@@ -174,7 +174,9 @@ def _percentiles(step: str, values: Sequence[float | None]) -> Times:
 
 
 def _drift(ledger: Ledger, now: datetime) -> Drift:
-    newest = ledger.row("SELECT model_sha256, site_sha256 FROM result ORDER BY id DESC LIMIT 1")
+    newest = ledger.row(
+        f"SELECT model_sha256, site_sha256 FROM result ORDER BY {LAST_FIRST} LIMIT 1"
+    )
     model = (newest["model_sha256"], newest["site_sha256"]) if newest else ("", "")
     query = (
         "SELECT id, decision, json_extract(record, '$.probability') AS score FROM result"

@@ -144,7 +144,7 @@ class Commitments:
         ) is not None
 
     def _tell(self, row: Any, kept: list[Reference], failed: list[tuple[Reference, int]]) -> bool:
-        title, _, address = row["peer"].partition("@")
+        title, _, address = row["peer"].rpartition("@")  # a title may hold one too
         named = (peer for peer in self._config.peers if peer.ae_title == title)
         peer = next((peer for peer in named if peer.is_at(address) and peer.port), None)
         is_told = peer is not None and self._report(
@@ -153,12 +153,14 @@ class Commitments:
         tries = row["tries"] + 1
         wait = with_jitter(BACKOFF_SECONDS[min(tries, len(BACKOFF_SECONDS)) - 1])
         with self._ledger.transaction() as now:
+            # The peer may have used the UID again meanwhile: that request waits for its own report.
             now.execute(
                 "UPDATE commitment SET state = ?, tries = ?, next_try = ?"
-                " WHERE transaction_uid = ? AND side = ? AND peer = ?",
+                " WHERE transaction_uid = ? AND side = ? AND peer = ? AND objects = ?"
+                " AND at_utc = ?",
                 (
                     *(_TOLD if is_told else _ASKED, tries, now_seconds() + wait),
-                    *(row["transaction_uid"], _SIDE, row["peer"]),
+                    *(row["transaction_uid"], _SIDE, row["peer"], row["objects"], row["at_utc"]),
                 ),
             )
             if is_told:

@@ -26,6 +26,8 @@ VERIFICATION = "1.2.840.10008.1.1"
 FIND = "1.2.840.10008.5.1.4.1.2.2.1"
 """Study Root Query/Retrieve Information Model - FIND (PS3.4, C.6.2)."""
 _STUDY_UID, _SERIES_UID = 0x0020000D, 0x0020000E
+FILE_STATUS = "file: "
+"""How the status of an object begins whose file is not what was built."""
 _PRIORITY_LOW = 2
 _PENDING = (0xFF00, 0xFF01)
 
@@ -87,9 +89,9 @@ def read_built(delivery: Delivery) -> DataSet:
     try:
         data = delivery.path.read_bytes()
     except OSError as error:
-        raise ObjectDamagedError(f"file: {error.strerror or 'cannot be read'}") from error
+        raise ObjectDamagedError(f"{FILE_STATUS}{error.strerror or 'cannot be read'}") from error
     if hashlib.sha256(data).hexdigest() != delivery.sha256:
-        raise ObjectDamagedError("file: changed since it was built")
+        raise ObjectDamagedError(f"{FILE_STATUS}changed since it was built")
     return find_data_set(data)
 
 

@@ -10,6 +10,7 @@
 | it refuses the cart (AE title not known) | an alert at once; it is tried again like a silent one |
 | the end of an object is uncertain | its row stays `sending`: C-FIND is asked before a resend |
 | its kind is none that the destination gets any more | given up at the start, later left alone |
+| the cart itself fails, three times in a row | an alert names the kind of error; tried on |
 
 A refusal of the whole association parks nothing, although the standard calls it permanent: it says
 nothing of an object, and once the destination is set right everything goes out by itself.
@@ -26,15 +27,16 @@ import fcntl
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable, Collection, Iterator
+from typing import Any, NamedTuple
 
 from deepcovid_edge.cart.alerts import AlertCode
 from deepcovid_edge.cart.config import CartConfig, Destination
+from deepcovid_edge.cart.heartbeat import WORKER, runs
 from deepcovid_edge.cart.send.answers import Answer
 from deepcovid_edge.cart.send.association import CertificateError, Timeouts
 from deepcovid_edge.cart.send.commitment import CommitmentUser
-from deepcovid_edge.cart.send.dimse import DimseSender, Sender
+from deepcovid_edge.cart.send.dimse import FILE_STATUS, DimseSender, Sender
 from deepcovid_edge.cart.send.stow import StowSender
 from deepcovid_edge.cart.store.clock import now_utc
 from deepcovid_edge.cart.store.deliveries import (
@@ -57,6 +59,8 @@ _LOOK_SECONDS = 0.5
 _AFTER_FAULT_SECONDS = 5.0
 _MOST = 100
 """Objects that are read from the ledger at once."""
+_MOST_NAMED = 20
+"""Images that an alert names."""
 _SEND_AGAIN, _DRAIN = "send again", "drain"
 """Events that end every wait."""
 
@@ -67,6 +71,20 @@ def make_sender(
     """A sender to a destination: STOW-RS where it has a URL, else DIMSE."""
     kind = DimseSender if destination.url is None else StowSender
     return kind(destination, ae_title, timeouts)
+
+
+class Waiting(NamedTuple):
+    """What keeps a cart from having sent everything.
+
+    Attributes:
+        images: Images that wait to be assessed.
+        objects: Objects that are not at their destination yet.
+        parked: Objects that a destination rejected.
+    """
+
+    images: int
+    objects: int
+    parked: int
 
 
 class Outbox:
@@ -124,7 +142,8 @@ class Outbox:
     def drain(self, seconds: float) -> int:
         """Send what waits now, without the waits after earlier failures.
 
-        Where another process of the cart sends, it is asked to do so.
+        Where another process of the cart sends, it is asked to do so. While a worker runs, images
+        that wait to be assessed are waited for too.
 
         Returns:
             How many objects are not at their destination yet; parked ones do not count.
@@ -137,21 +156,29 @@ class Outbox:
             self.start()
         self.wake()
         ends = time.monotonic() + seconds
-        while (left := self._left()) and time.monotonic() < ends:
+        while self._goes_on() and time.monotonic() < ends:
             time.sleep(min(0.1, seconds))
         if is_own:
             self.stop()
-        return left
+        return self.waiting().objects
 
-    def _left(self) -> int:
+    def _goes_on(self) -> bool:
+        left = self.waiting()
+        return left.objects > 0 or (left.images > 0 and runs(self._ledger, WORKER))
+
+    def waiting(self) -> Waiting:
+        """What waits now; what waits for destinations that are not named any more is left out."""
         pairs = [(one.name, kind) for one in self._config.destinations for kind in one.objects]
         marks = ", ".join(["(?, ?)"] * len(pairs)) or "(NULL, NULL)"
         row = self._ledger.row(
-            "SELECT count(*) AS n FROM outbox JOIN object ON object.id = object_id"
-            f" WHERE state IN ('queued', 'sending') AND (destination, kind) IN (VALUES {marks})",
+            "SELECT (SELECT count(*) FROM image WHERE state IN ('received', 'assessing')),"
+            " count(*) FILTER (WHERE state IN ('queued', 'sending')),"
+            " count(*) FILTER (WHERE state = 'parked')"
+            " FROM outbox JOIN object ON object.id = object_id"
+            f" WHERE (destination, kind) IN (VALUES {marks})",
             *(value for pair in pairs for value in pair),
         )
-        return int(row["n"]) if row else 0
+        return Waiting(*(row or (0, 0, 0)))
 
 
 class Courier(threading.Thread):
@@ -174,12 +201,13 @@ class Courier(threading.Thread):
         self._commitment: CommitmentUser | None = None
         self._stopping, self._woken = threading.Event(), threading.Event()
         self._has_given_up = False
-        self._failures = 0
+        self._failures = self._faults = 0
         self._failing_since = ""
         self._held_until = 0.0
         self._uncertain_until: dict[int, float] = {}
         self._failed_tries: dict[int, int] = {}
         self._refused: Counter[int] = Counter()
+        self._stuck: dict[int, int] = {}
         self._last_event = 0
 
     def wake(self) -> None:
@@ -208,7 +236,20 @@ class Courier(threading.Thread):
             except Exception as error:  # the ledger is full, a certificate is gone, a fault
                 # Its kind alone: the text may hold what a peer wrote.
                 log("outbox fault", destination=self._destination.name, error=type(error).__name__)
+                self._tell_of_fault(error)
                 self._wait(_AFTER_FAULT_SECONDS)
+
+    def _tell_of_fault(self, error: Exception) -> None:
+        """Raise an alert once one fault follows the other; a certificate has one of its own."""
+        self._faults += 1
+        if self._faults < FAILURES_UNTIL_ALERT or isinstance(error, CertificateError):
+            return
+        name = self._destination.name
+        detail = {"destination": name, "error": type(error).__name__}
+        if isinstance(error, OSError) and error.filename:
+            detail["file"] = str(error.filename)  # of the cart: no peer names one
+        with contextlib.suppress(Exception):  # it may be the ledger that fails
+            self._ledger.raise_alert(f"fault:{name}", AlertCode.SENDING_FAILS.code, **detail)
 
     def _send_for_ever(self) -> None:
         self._last_event = self._newest_event()
@@ -268,6 +309,8 @@ class Courier(threading.Thread):
                 self._deliver(sender, delivery)
         sender.close()
         self._clear_object_alerts()
+        self._faults = 0
+        self._ledger.clear_alert(f"fault:{self._destination.name}")
         if self._commitment is not None and time.monotonic() >= self._held_until:
             self._commitment.ask(self._stopping)
 
@@ -317,7 +360,9 @@ class Courier(threading.Thread):
             self._write(lambda: self._deliveries.park(delivery, answer.status))
             self._forget(delivery)
             if answer.cause == "file":
-                self._raise_alert("file", AlertCode.FILE_DAMAGED, answer, image=delivery.image_id)
+                self._raise_alert(
+                    "file", AlertCode.FILE_DAMAGED, answer, images=_named(self._damaged_images())
+                )
             else:
                 self._raise_rejection_alert(answer)
                 self._answered()
@@ -330,6 +375,7 @@ class Courier(threading.Thread):
         self._uncertain_until.pop(delivery.object_id, None)
         self._failed_tries.pop(delivery.object_id, None)
         self._refused.pop(delivery.object_id, None)
+        self._stuck.pop(delivery.object_id, None)
 
     def _put_off(self, delivery: Delivery, answer: Answer) -> None:
         tries = self._failed_tries.get(delivery.object_id, 0)
@@ -388,7 +434,19 @@ class Courier(threading.Thread):
         self._refused[delivery.object_id] += 1
         is_stuck = self._refused[delivery.object_id] >= len(self._waits)
         if is_stuck and self._failures < FAILURES_UNTIL_ALERT:
-            self._raise_alert("stuck", AlertCode.RESULT_STUCK, answer, image=delivery.image_id)
+            self._stuck[delivery.object_id] = delivery.image_id
+            images = _named(self._stuck.values())
+            self._raise_alert("stuck", AlertCode.RESULT_STUCK, answer, images=images)
+
+    def _damaged_images(self) -> list[int]:
+        """The images of which an object is parked because its file is not what was built."""
+        rows = self._ledger.rows(
+            "SELECT image_id FROM outbox JOIN object ON object.id = object_id"
+            " JOIN result ON result.id = result_id"
+            " WHERE destination = ? AND state = 'parked' AND last_status LIKE ?",
+            *(self._destination.name, f"{FILE_STATUS}%"),
+        )
+        return [row["image_id"] for row in rows]
 
     def _clear_object_alerts(self) -> None:
         """End what was said of single objects, once none is parked, or stuck."""
@@ -421,3 +479,11 @@ class Courier(threading.Thread):
 
     def _write(self, write: Callable[[], Any]) -> None:
         self._deliveries.spool.write_in_reserve(write)
+
+
+def _named(images: Collection[int]) -> str:
+    """Numbers of images, so many as fit into an alert."""
+    numbers = sorted({*images})
+    more = len(numbers) - _MOST_NAMED
+    shown = ", ".join(map(str, numbers[:_MOST_NAMED]))
+    return f"{shown} and {more} more" if more > 0 else shown

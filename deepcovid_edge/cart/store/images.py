@@ -123,8 +123,8 @@ class Images:
     def settle(self, image: ClaimedImage, settled: Settled) -> None:
         """Write a result, its objects and where they go, in one transaction.
 
-        It replaces an earlier result of the same model and site file. An earlier object whose file
-        was deleted is forgotten: it was sent before.
+        It replaces an earlier result of the same model and site file, and holds from now on. An
+        earlier object whose file was deleted is forgotten: it was sent before.
         """
         record = settled.record
         reason = record["reason"]
@@ -136,10 +136,11 @@ class Images:
             )
             now.execute(
                 "INSERT INTO result (image_id, model_sha256, site_sha256, decision, record,"
-                " made_utc) VALUES (?, ?, ?, ?, ?, ?)"
+                " made_utc, settling) VALUES (?, ?, ?, ?, ?, ?,"
+                " (SELECT coalesce(max(settling), 0) + 1 FROM result))"
                 " ON CONFLICT (image_id, model_sha256, site_sha256) DO UPDATE SET"
                 " decision = excluded.decision, record = excluded.record,"
-                " made_utc = excluded.made_utc",
+                " made_utc = excluded.made_utc, settling = excluded.settling",
                 (*by, record["decision"], json.dumps(record, allow_nan=False), settled.made),
             )
             (result_id,) = now.execute(

@@ -38,6 +38,7 @@ from deepcovid_edge.cart.store.schema import (
     ASSESSING,
     COMMITTED,
     EXPIRED,
+    LAST_RESULT,
     NOT_ASSESSED,
     RECEIVED,
     SENT,
@@ -56,9 +57,11 @@ _IMAGE = (
     *("id", "content_sha256", "suffix", "sop_uid", "sop_class", "study_uid", "syntax", "device"),
     *("bytes", "source", "received_utc", "boot_id", "clock_ok", "reason", "settled_utc"),
 )
-_RESULT = ("image_id", "model_sha256", "site_sha256", "decision", "record", "made_utc")
+_RESULT = ("image_id", "model_sha256", "site_sha256", "decision", "record", "made_utc", "settling")
 _ARRIVAL = ("image_id", "at_utc", "source", "peer", "ae_title", "same_bytes")
 """Columns of every version of the ledger."""
+Answerer = tuple[str, str]
+"""SHA-256 of the model that answered, and of its site file or an empty text."""
 _ANSWERED = (
     f"state = '{EXPIRED}' OR (state IN ('{ASSESSED}', '{NOT_ASSESSED}') AND NOT "
     f"{unanswered(has_destinations=True)}"
@@ -163,27 +166,31 @@ def catch_up(ledger: Ledger, spool: Spool) -> int:
 
     Names are read from the images again, results from what lies beside their objects. An image
     whose files were deleted since is `expired`, and nothing of it is sent: its destinations had it
-    before. One that was taken again since is not `expired` any more.
+    before. One that was taken again since is not `expired` any more, and one that another model
+    has answered since has that answer.
     """
     intake, images = Intake(ledger, spool), Images(ledger, spool)
     known = {
         row["content_sha256"]: row
-        for row in ledger.rows("SELECT id, content_sha256, suffix, state FROM image")
+        for row in ledger.rows(
+            "SELECT image.id, content_sha256, suffix, state, model_sha256, site_sha256"
+            f" FROM image LEFT JOIN result ON result.id = {LAST_RESULT}"
+        )
     }
     count = 0
     for path in _images(spool):
         row = known.pop(path.stem, None)
         with contextlib.suppress(NotTakenError), ledger.transaction():
+            settled_by: Answerer | None = None
             if row is None or row["state"] == EXPIRED:
                 image_id = intake.note_stored(path, Arrival("restore", "spool")).image_id
                 count += row is None
-                is_open = True
             else:
                 image_id = row["id"]
                 intake.note_who(image_id, path)
-                is_open = row["state"] in (RECEIVED, ASSESSING)
-            if is_open:
-                _settle_again(images, image_id, path)
+                if row["state"] not in (RECEIVED, ASSESSING):
+                    settled_by = row["model_sha256"], row["site_sha256"]
+            _settle_again(images, image_id, path, settled_by)
     with ledger.transaction() as now:
         gone = [(EXPIRED, row["id"]) for row in known.values() if row["state"] != EXPIRED]
         now.executemany("UPDATE image SET state = ? WHERE id = ?", gone)
@@ -240,9 +247,12 @@ def _images(spool: Spool) -> Iterator[Path]:
     yield from sorted(found, key=lambda path: (path.stat().st_mtime_ns, path.name))
 
 
-def _settle_again(images: Images, image_id: int, path: Path) -> None:
-    """Give an image the result that lies beside its objects, if there is one."""
-    if settled := _settled(images.spool.results(path.stem)):
+def _settle_again(
+    images: Images, image_id: int, path: Path, settled_by: Answerer | None = None
+) -> None:
+    """Give an image the result that lies beside its objects, unless it is that of `settled_by`."""
+    settled = _settled(images.spool.results(path.stem))
+    if settled and _made_by(settled.record) != settled_by:
         images.settle(ClaimedImage(image_id, path.stem, path, bool(settled.objects), 1), settled)
 
 
@@ -268,14 +278,18 @@ def _check_record(record: Mapping[str, Any]) -> None:
     """
     if record["reason"] is not None:
         Reason.of(record["reason"])
-    score, site = record["probability"], record["site"]
-    made_by = record["model_sha256"], site["sha256"] if site else ""
+    score = record["probability"]
     if not (
         record["decision"] in SIGNS
         and (score is None or isinstance(score, int | float))
-        and all(isinstance(sha256, str) for sha256 in made_by)
+        and all(isinstance(sha256, str) for sha256 in _made_by(record))
     ):
         raise ValueError("record: has values that `infer` does not write")
+
+
+def _made_by(record: Mapping[str, Any]) -> Answerer:
+    site = record["site"]
+    return record["model_sha256"], site["sha256"] if site else ""
 
 
 def _object(folder: Path, values: Mapping[str, Any]) -> BuiltObject:

@@ -50,6 +50,12 @@ ASSESSOR_ALERT = "assessor"
 """Key of the alert that no assessor can be started, whatever its code."""
 
 
+LAST_FIRST = "settling DESC, id DESC"
+"""SQL: the order of results, the one that was settled last first."""
+LAST_RESULT = f"(SELECT id FROM result WHERE image_id = image.id ORDER BY {LAST_FIRST} LIMIT 1)"
+"""SQL: the result of an image that was settled last, which is the one that holds."""
+
+
 def unanswered(*, has_destinations: bool) -> str:
     """SQL of a settled image that the cart could not read, or that has no report to send.
 
@@ -110,8 +116,10 @@ CREATE TABLE result (
     decision TEXT,
     record TEXT NOT NULL,
     made_utc TEXT NOT NULL,
+    settling INTEGER NOT NULL DEFAULT 0,
     UNIQUE (image_id, model_sha256, site_sha256)
 );
+CREATE INDEX result_settling ON result (settling);
 CREATE TABLE object (
     id INTEGER PRIMARY KEY AUTOINCREMENT,
     result_id INTEGER NOT NULL REFERENCES result (id),
@@ -173,8 +181,9 @@ CREATE TABLE commitment (
 CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL);
 """
 """`seen.path` is bytes, since a name may be in any encoding. `image.result_bytes` counts towards
-the quota. `outbox.sent_utc` is when the destination first had the object; `changed_utc` is when
-the row got its state."""
+the quota. `result.settling` counts up: a model that answers an image once more keeps the number of
+its row, and its answer is the last one. `outbox.sent_utc` is when the destination first had the
+object; `changed_utc` is when the row got its state."""
 
 
 def _run(statements: str, connection: sqlite3.Connection) -> None:

@@ -39,6 +39,7 @@ from deepcovid_edge.cart.store.drift_window import (
     week_until,
 )
 from deepcovid_edge.cart.store.ledger import Ledger
+from deepcovid_edge.cart.store.schema import LAST_FIRST
 from deepcovid_edge.cart.work.two_samples import fisher_p, holm, smirnov_distance, smirnov_p
 from deepcovid_edge.device.service import log
 
@@ -161,7 +162,7 @@ class DriftWatch:
         if time.monotonic() < self._next_look:
             return
         newest = self._ledger.row(
-            "SELECT model_sha256, site_sha256 FROM result ORDER BY id DESC LIMIT 1"
+            f"SELECT model_sha256, site_sha256 FROM result ORDER BY {LAST_FIRST} LIMIT 1"
         )
         if newest is not None:
             self._compare(newest["model_sha256"], newest["site_sha256"])

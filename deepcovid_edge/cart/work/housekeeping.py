@@ -32,7 +32,7 @@ LOOK_SECONDS = 30.0
 BACKUP_HOUR = 2
 """Of the night, local time."""
 _CERTIFICATE_DAYS = 30
-_ALERTS_OF_DESTINATION = ("waits", "rejects", "rejects cart", "stuck", "file")
+_ALERTS_OF_DESTINATION = ("waits", "rejects", "rejects cart", "stuck", "file", "fault")
 """How the keys of alerts begin that name a destination after a colon; see `send.outbox`."""
 
 
@@ -171,6 +171,7 @@ class Housekeeping:
             AlertCode.DESTINATION_FAILS,
             AlertCode.DESTINATION_REJECTS,
             AlertCode.RESULT_STUCK,
+            AlertCode.SENDING_FAILS,
         ):
             self.ledger.clear_other_alerts(code.code, keys)
         self.ledger.clear_other_alerts(AlertCode.FILE_DAMAGED.code, keys, begins="file:")

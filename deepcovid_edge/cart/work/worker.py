@@ -85,6 +85,7 @@ class Worker(Closing):
         self._lacks_room = self._must_release = False
         self._crashes: Counter[int] = Counter()
         self._unanswered: Counter[int] = Counter()
+        self._made: dict[int, str] = {}
         self._failures = 0
         self._heart = Heartbeat(ledger, WORKER)
         self._fed = 0.0
@@ -245,7 +246,11 @@ class Worker(Closing):
         assessor.ask(image, made=self._time_of(image, assessor))
 
     def _time_of(self, image: ClaimedImage, assessor: AssessorProcess) -> str:
-        """When the objects of an image are made: as long ago as those of its earlier result."""
+        """When the objects of an image are made: as long ago as those of its earlier result.
+
+        One that is tried again keeps its time: its objects have their names by it, and those of
+        each try would stay on a disk that may be full.
+        """
         made_by = assessor.template
         known = self.ledger.row(
             "SELECT made_utc FROM result WHERE image_id = ? AND model_sha256 = ? AND"
@@ -253,7 +258,9 @@ class Worker(Closing):
             *(image.image_id, made_by["model_sha256"], (made_by["site"] or {}).get("sha256") or ""),
             Reason.UNREADABLE.code,
         )
-        return str(known["made_utc"]) if known else now_utc()
+        if known:
+            return str(known["made_utc"])
+        return self._made.setdefault(image.image_id, now_utc())
 
     def _ask_ahead(self, assessor: AssessorProcess) -> None:
         """Have the assessor begin with the next image, if it is its model that is in use.
@@ -303,6 +310,7 @@ class Worker(Closing):
         self._lacks_room = False
         self._crashes.pop(image.image_id, None)
         self._unanswered.pop(image.image_id, None)
+        self._made.pop(image.image_id, None)
         self._settled()
 
     def _crashed(self, image: ClaimedImage, why: str, *, by_server: bool = False) -> None:

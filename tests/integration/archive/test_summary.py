@@ -233,6 +233,21 @@ def test_the_text_names_every_decision_and_what_a_row_is_of(
     assert "(-: fewer than 50 scores on one side)" in few
 
 
+def test_devices_beyond_those_that_are_named_are_counted(tmp_path: Path) -> None:
+    images = [replace(image, device=f"Room {at % 53:02}") for at, image in enumerate(drawn()[:150])]
+    stamp = RunStamp("0.1", plain_facts(FACTS), "reject", len(images), "ef" * 32, SHARD)
+    begin_run(tmp_path, stamp)
+    ShardFolder(tmp_path, stamp).write(0, images)
+    found = summarise(tmp_path)
+    assert len(json.loads(found.as_json())["devices"]) == 53
+    assert found.text().count("  device Room") == page(found).count("<td>Room") == 50
+    assert "\n  and 3 more devices with 6 images\n" in found.text()
+    assert "<p>and 3 more devices with 6 images; JSON has each of them.</p>" in page(found)
+    few = replace(found, devices=found.devices[:51])
+    assert few.further_devices == "and 1 more device with 2 images"
+    assert "more device" not in replace(found, devices=found.devices[:50]).text()
+
+
 @pytest.mark.parametrize(
     ("same", "said"),
     [

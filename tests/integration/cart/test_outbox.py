@@ -302,7 +302,7 @@ def test_a_file_that_is_not_what_was_built_never_leaves(
         assert pacs.uids == [max(made)]
         assert alerts(store) == {"file:pacs": "file_damaged"}
         (told,) = store.ledger.rows("SELECT detail FROM alert")
-        assert json.loads(told["detail"])["image"] == 1
+        assert json.loads(told["detail"])["images"] == "1"
         assert any(str(text).startswith("file: ") for _, _, text in outbox_rows(store))
         path.write_bytes(made[min(made)])
         Deliveries(store.ledger, store.spool).resend()

@@ -13,6 +13,7 @@ import pytest
 from click.testing import CliRunner
 from drawn_site import write_usable_site
 
+from deepcovid_edge.cart import model_pointer
 from deepcovid_edge.cart.commands import command
 from deepcovid_edge.cart.config import read_config
 from deepcovid_edge.cart.install import visible
@@ -98,6 +99,21 @@ def test_a_rollback_does_not_hide_a_change_and_the_old_words_end_it(cart: Path) 
     cart.write_text(TEXT)
     in_use(cart)
     assert alerts(cart) == []
+
+
+def test_a_model_that_is_named_twice_is_not_the_one_before_itself(
+    cart: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    facts = dict.fromkeys(("model", "model_sha256", "backend", "variant"), "")
+    monkeypatch.setattr(model_pointer, "_prove", lambda *_: facts)
+    mine = cart.with_name("mine.onnx")
+    for _ in range(2):
+        run("model", "use", cart, mine)
+    assert in_use(cart) == f"{mine} without a site file"
+    run("model", "rollback", cart)
+    assert in_use(cart) == "squeezenet1_1 without a site file"
+    run("model", "rollback", cart)
+    assert in_use(cart) == f"{mine} without a site file"
 
 
 @pytest.mark.parametrize("hidden", ["mine.onnx", "site.json"])

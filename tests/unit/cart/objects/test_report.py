@@ -6,6 +6,7 @@ import io
 import subprocess
 from collections.abc import Iterator
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -269,6 +270,7 @@ OTHERS: dict[str, Facts] = {
     "another name of the cart": replace(FACTS, station="cart-2"),
     "another program": replace(FACTS, version="99.0.0"),
     "another content": replace(FACTS, content_sha256="22" * 32),
+    "another moment": replace(FACTS, made=FACTS.made + timedelta(seconds=1)),
 }
 
 

@@ -236,6 +236,16 @@ def test_a_clock_that_went_back_holds_up_no_report(
     assert asked.tell_due() == 1
 
 
+def test_a_peer_whose_title_holds_the_separator_is_told(
+    asked: Commitments, told: list[tuple[Any, ...]]
+) -> None:
+    peer = replace(CONSOLE, ae_title="CR@ROOM2")
+    asked = Commitments(replace(asked._config, peers=(peer,)), asked._ledger)
+    assert ask(asked, (CR, "1.2.4"), peer=peer) == SUCCESS
+    assert asked.tell_due() == 1
+    assert told[0][0] == ("10.0.0.1", 11113, "CR@ROOM2")
+
+
 def test_the_same_request_again_is_answered_again(
     asked: Commitments, told: list[tuple[Any, ...]]
 ) -> None:
@@ -243,6 +253,25 @@ def test_the_same_request_again_is_answered_again(
         assert ask(asked, (CR, "1.2.4")) == SUCCESS
         assert asked.tell_due() == 1
     assert len(told) == 2
+
+
+@pytest.mark.parametrize("is_taken", [True, False])
+def test_a_transaction_uid_that_is_used_again_during_its_report_is_a_new_request(
+    asked: Commitments, monkeypatch: pytest.MonkeyPatch, is_taken: bool
+) -> None:
+    reports = list[Any]()
+
+    def report(_self: Commitments, _peer: Any, _uid: str, _kept: Any, failed: Any) -> bool:
+        reports.append(failed)
+        if len(reports) == 1:
+            ask(asked, (CR, "1.2.5"))
+        return is_taken
+
+    monkeypatch.setattr(Commitments, "_report", report)
+    ask(asked, (CR, "1.2.4"))
+    for _ in range(2):
+        assert asked.tell_due() == is_taken
+    assert reports == [[((CR, uid), NO_SUCH_OBJECT)] for uid in ("1.2.4", "1.2.5")]
 
 
 def test_a_transaction_uid_that_a_console_uses_again_is_a_new_request(

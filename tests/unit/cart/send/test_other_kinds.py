@@ -61,7 +61,7 @@ def test_other_kinds_that_are_queued_later_are_left_alone(
     fill(store, 3, decision="positive")  # pictures come first
     assert [one.kind for one in courier._due()] == ["sr", "sr"]
     assert rows(store) == [("sr", "queued"), ("sc", "queued")] * 3
-    assert Outbox(config_for(store, goal), store.ledger, store.spool)._left() == 3
+    assert Outbox(config_for(store, goal), store.ledger, store.spool).waiting().objects == 3
 
 
 def test_what_a_newer_configuration_queues_is_kept_for_the_next_start(

@@ -1,4 +1,4 @@
-"""An alert names an object that a destination refuses again and again, and no other."""
+"""An alert names the images whose objects are refused again and again, or damaged; no others."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import pytest
 from cart_store import Store, open_store
 
 from deepcovid_edge.cart.config import Destination
+from deepcovid_edge.cart.send import outbox
 from deepcovid_edge.cart.send.answers import Answer
 from deepcovid_edge.cart.send.outbox import Courier
 from deepcovid_edge.cart.store.deliveries import BACKOFF_SECONDS, Deliveries
@@ -17,6 +18,7 @@ from deepcovid_edge.cart.store.deliveries import BACKOFF_SECONDS, Deliveries
 SILENT = Answer("no answer", "transient", "destination", is_silent=True)
 BUSY = Answer("0xA700", "transient")
 SENT = Answer("0x0000", "sent")
+DAMAGED = Answer("file: changed since it was built", "permanent", "file")
 
 
 class Sending:
@@ -32,10 +34,10 @@ class Sending:
         self.outbox.begin(one)
         self.courier._settle(one, answer)
 
-    def stuck(self) -> list[int]:
+    def stuck(self, code: str = "result_stuck") -> list[str]:
         """Images that an alert names."""
-        rows = self.store.ledger.rows("SELECT detail FROM alert WHERE code = 'result_stuck'")
-        return [json.loads(row["detail"])["image"] for row in rows]
+        rows = self.store.ledger.rows("SELECT detail FROM alert WHERE code = ?", code)
+        return [json.loads(row["detail"])["images"] for row in rows]
 
 
 @pytest.fixture
@@ -64,8 +66,36 @@ def test_an_object_that_is_refused_after_every_wait_is_stuck(sending: Sending) -
         assert sending.stuck() == []
         sending.answer(bad, BUSY)
         sending.courier._succeeded()  # others go out meanwhile
-    assert len(sending.stuck()) == 1
+    assert sending.stuck() == ["1"]
     for one in (bad, *others):
         sending.answer(one, SENT)
     sending.courier._clear_object_alerts()
     assert sending.stuck() == []
+
+
+def test_every_image_of_which_an_object_is_refused_is_named(sending: Sending) -> None:
+    reports = [one.object_id for one in sending.outbox.due("pacs") if one.kind == "sr"]
+    for _ in BACKOFF_SECONDS:
+        for one in reports:
+            sending.answer(one, BUSY)
+            sending.courier._succeeded()
+    assert sending.stuck() == ["1, 2"]
+    sending.answer(reports[0], SENT)
+    sending.answer(reports[1], BUSY)
+    assert sending.stuck() == ["2"]
+
+
+def test_every_image_with_a_damaged_object_is_named(
+    sending: Sending, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Their answers never leave, so a person must look at each of them."""
+    refused = Answer("0x0122 class not supported", "permanent")
+    first, second, *others = (one.object_id for one in sending.outbox.due("pacs"))
+    sending.answer(others[0], DAMAGED)
+    assert sending.stuck("file_damaged") == ["2"]
+    sending.answer(first, refused)
+    sending.answer(second, DAMAGED)
+    assert sending.stuck("file_damaged") == ["1, 2"]
+    monkeypatch.setattr(outbox, "_MOST_NAMED", 1)
+    sending.answer(others[1], DAMAGED)
+    assert sending.stuck("file_damaged") == ["1 and 1 more"]

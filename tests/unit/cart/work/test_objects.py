@@ -6,6 +6,7 @@ import io
 import platform
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +19,13 @@ from dicom_files import EXPLICIT
 from pydicom import Dataset, dcmread
 from whole_cart import phantom_image
 
+from deepcovid_edge.cart.checks import _model
 from deepcovid_edge.cart.objects import capture, report
 from deepcovid_edge.cart.work.assessment import AssessmentRequest, Assessor
 from deepcovid_edge.cart.work.assessor_child import loaded_assessor
 from deepcovid_edge.cart.work.self_test import check_assessor
 from deepcovid_edge.errors import ModelFileError
+from deepcovid_edge.heatmaps.occlusion import BudgetError, Occluder
 
 MADE = "2026-12-01T10:00:00.000+00:00"
 PRIVATE = "1.3.6.1.4.1.99999.1.2"
@@ -98,6 +101,27 @@ def test_what_cannot_be_built_whole_is_built_with_less_in_it(
         check_assessor(assessor)
 
 
+def test_a_budget_that_holds_no_heat_map_leaves_the_reports(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """The test at the start passes, and `check-config` says what is lost."""
+
+    def late(*_: object) -> None:
+        raise BudgetError(1234.0)
+
+    monkeypatch.setattr(Occluder, "explain", late)
+    config = write_config(tmp_path, 8080)
+    config = replace(config, cart=replace(config.cart, heatmap="occlusion"))
+    with loaded_assessor(config.cart, config.cart.model, None) as loaded:
+        answer = assessed(loaded, tmp_path)
+    assert [one["kind"] for one in answer["objects"]] == ["sr"]
+    assert "W_NO_HEATMAP" in answer["record"]["warnings"]
+    assert '"one_pass": 1.234' in capfd.readouterr().out
+    (told,) = (one for one in _model(config) if one.what == "budget")
+    assert told.mark == "warn"
+    assert "got 1 s, one pass takes about 1.23 s here" in told.detail
+
+
 def test_an_image_that_cannot_be_read_lacks_its_report(assessor: Assessor, tmp_path: Path) -> None:
     answer = assessor.assess(AssessmentRequest(tmp_path / "gone.dcm", f"{2:064x}", is_dicom=True))
     assert answer["record"]["reason"] == "E_UNREADABLE"
@@ -110,6 +134,24 @@ def test_objects_state_the_cart_by_its_own_number(assessor: Assessor, tmp_path: 
     made = objects(assessed(assessor, tmp_path))
     assert {one.DeviceSerialNumber for one in made.values()} == {assessor.spool.cart_id()}
     assert {one.StationName for one in made.values()} == {platform.node()[:16].strip()}
+
+
+def test_the_moment_that_was_kept_gives_the_same_objects_and_another_one_others(
+    assessor: Assessor, tmp_path: Path
+) -> None:
+    """One is lost with the ledger where there is no copy: the PACS has the first objects."""
+    path = tmp_path / "image.dcm"
+    path.write_bytes(phantom_image(1, EXPLICIT, opacities=9))
+    first, again, later = (
+        {one["sop_uid"]: one["sha256"] for one in assessor.assess(request)["objects"]}
+        for request in (
+            AssessmentRequest(path, f"{4:064x}", is_dicom=True, made=made)
+            for made in (MADE, MADE, MADE.replace("T10", "T11"))
+        )
+    )
+    assert len(first) == 2
+    assert first == again
+    assert first.keys().isdisjoint(later)
 
 
 @pytest.fixture

@@ -50,6 +50,8 @@ class FakeAssessor:
     asked: ClassVar[list[int]] = []
     """Images that any assessor was asked for, in order."""
     has: tuple[ClaimedImage, Reason | None] | None = None
+    made = ""
+    """Of the image that it was asked for last."""
 
     def __init__(
         self, _config: CartConfig, model: str, site: Path | None, waiting: Callable[[], None]
@@ -76,7 +78,7 @@ class FakeAssessor:
     def ask(self, image: ClaimedImage, *, made: str, reason: Reason | None = None) -> None:
         assert made
         assert self.has is None, "one image at a time"
-        self.has = image, reason
+        self.has, self.made = (image, reason), made
         self.asked.append(image.image_id)
 
     def answer(self, destinations: Mapping[str, Any]) -> Settled:
@@ -271,9 +273,12 @@ def test_a_stop_does_not_wait_for_a_model_that_is_loaded(
 
 
 def test_a_full_disk_costs_an_image_no_try(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor is what the first try wrote left beside the objects of the next one."""
     store.take()
     worker = worker_of(store)
-    worker._ready()
+    assessor = worker._ready()
+    assert isinstance(assessor, FakeAssessor)
+    monkeypatch.setattr(worker_module, "now_utc", iter("123").__next__)
 
     def full(*_: object) -> None:
         raise SpoolFullError("full")
@@ -287,6 +292,7 @@ def test_a_full_disk_costs_an_image_no_try(store: Store, monkeypatch: pytest.Mon
     assert (row["state"], row["tries"]) == ("received", 0)
     assess_all(worker)
     assert store.states() == ["assessed"]
+    assert assessor.made == "1"
 
 
 def kinds_of(store: Store, kind: str) -> list[int]:
