@@ -60,7 +60,7 @@ _FRAMES = {*range(0xC0, 0xCC)} - {0xC4, 0xC8}
 """Markers of a frame, coded with loss or without (ITU-T T.81, table B.1)."""
 _TAKES = (*range(2, 130), 1, *[2] * 127)
 _MAKES = (*range(1, 129), 0, *range(128, 1, -1))
-"""Bytes that a run of PackBits takes, by its first byte, and that it makes (TIFF 6.0, section 9)."""
+"""Bytes that a run of PackBits takes, by its first one, and that it makes (TIFF 6.0, section 9)."""
 _PADDING = b"\0\x80"
 """What may stand behind the runs: zeros, and the byte that means nothing."""
 _COLOURS = {"Gray": "GRAY", "CMYK": "CMYK", "YCCK": "CMYK"}
