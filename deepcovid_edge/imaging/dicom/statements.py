@@ -27,6 +27,9 @@ from deepcovid_edge.imaging.dicom.elements import Elements, decodings
 ADULT_YEARS = 18
 OLDEST = 120.0
 """Ages above that are not believed, years."""
+_FIRST_YEAR = 1980
+"""No digital film is older (computed radiography came in 1983): a date before it stands for none,
+such as 19000101."""
 
 
 class Term(Enum):
@@ -360,8 +363,8 @@ def read_age(elements: Elements) -> float | None:
     """Years at the examination, the least of all that is stated and can be; None where it is not.
 
     From the stated age (PS3.5, 6.2: AS) and from the date of birth. Of a date without its day the
-    youngest age counts. A date of copying can show that a patient was a child, not that one was
-    grown up: the examination was before.
+    youngest age counts; an examination before digital films counts for nothing. A date of copying
+    can show that a patient was a child, not that one was grown up: the examination was before.
     """
     ages = [age for text in _decoded(elements, _AGE) for age in _stated_ages(text)]
     by_birth = (_age_by(elements, tag) for tag in _EXAMINED)
@@ -404,7 +407,7 @@ def _age_by(elements: Elements, tag: int) -> float | None:
         next((span for text in _decoded(elements, date) if (span := _span(text))), None)
         for date in (_BIRTH_DATE, tag)
     )
-    if born is None or taken is None or taken[1] < born[0]:
+    if born is None or taken is None or taken[1] < born[0] or taken[1].year < _FIRST_YEAR:
         return None
     age = _years(born[1], max(born[1], taken[0]))
     return age if age <= OLDEST else None
