@@ -110,6 +110,8 @@ _COMPOUNDS = (
     (re.compile(r"(ANTER|ПЕРЕДН)\w*\W*(POSTERI|ЗАДН)\w*"), " AP "),
     (re.compile(r"NOUVEAUX?\W*NES?\b"), " NOUVEAUNE "),
     (re.compile(r"\b(X|CROSS)\W*TABLE\b"), " XTABLE "),
+    (re.compile(r"\b(LUNGS?|CHEST|THORAX|PA|AP)[\W_]+BILAT\b"), r"\1 BILATERAL "),
+    (re.compile(r"\bBILAT[\W_]+(LUNGS?|CHEST|THORAX|PA|AP)\b"), r"BILATERAL \1 "),
     (re.compile(r"(?<![^\W\d_])BED[ _-]?SIDE(?![^\W\d_])"), " BEDSIDE "),
 )
 _UNSPACED = re.compile("[\u0e00-\u0eff\u1100-\u11ff\u3040-\u9fff]")
@@ -143,6 +145,10 @@ _WORDS: dict[str, Term | None] = {
     **{_plain(word): term for word, term in _table("words").items()},
 }
 _NOT_FRONTAL_INSIDE = _plain(_TABLES["words"]["not_frontal_inside"]).split()
+_NO_VIEW_INSIDE = re.compile(
+    "(" + "|".join(_plain(_TABLES["words"]["no_view_inside"]).split()) + ")(?![位面臥卧])"
+)
+"""The lookahead: behind both sides a view of both sides may be named."""
 _CHILD_INSIDE = _plain(_TABLES["words"]["child_inside"]).split()
 _YEARS = {"": 1.0} | {
     _plain(unit): float(years) for years, units in _TABLES["ages"].items() for unit in units.split()
@@ -185,7 +191,8 @@ def _token_terms(token: str) -> Iterator[Term | None]:
 
 def _inside_terms(token: str) -> Iterator[Term]:
     """What parts of a word mean that stand in many words of their kind."""
-    if any(part in token for part in _NOT_FRONTAL_INSIDE):
+    searched = _NO_VIEW_INSIDE.sub(" ", token)
+    if any(part in searched for part in _NOT_FRONTAL_INSIDE):
         yield Term.NOT_FRONTAL
     if any(part in token for part in _CHILD_INSIDE):
         yield Term.CHILD
