@@ -50,7 +50,7 @@ def test_what_is_left_over_says_so(pictures: Any, decode: Decode) -> None:
 
 def bordered(image: NDArray[Any], side: str, value: int) -> NDArray[Any]:
     high, wide = image.shape
-    places = {
+    places: dict[str, Any] = {
         "bottom": np.s_[high // 2 :],
         "top": np.s_[: high // 2],
         "left": np.s_[:, : wide // 2],
