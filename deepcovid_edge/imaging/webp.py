@@ -3,8 +3,8 @@
 A decoder of a whole image reads its data to the end. Behind damage it reads other codes, and so
 either lacks data, which libwebp tells, or leaves some unread, which it passes over. Zeros alone
 tell nothing, as a black border becomes thousands of them; those that fill whole sectors of a disk
-do. Still missed are some lost sectors of a lossless WebP that hold other data: its codes find
-their place again, as a few in a hundred do at the right length.
+do. Still missed are 3 to 20 in a hundred sectors of a lossless WebP (by its method) that hold other
+data: its codes find their place again, and nothing is left over.
 """
 
 from __future__ import annotations
