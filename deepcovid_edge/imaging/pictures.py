@@ -63,7 +63,6 @@ from deepcovid_edge.imaging.png import (
 )
 from deepcovid_edge.imaging.radiograph import (
     LOSSY_RATIO,
-    ONE_GREY,
     SYNTHETIC_MARK,
     Radiograph,
     check_area,
@@ -78,7 +77,6 @@ from deepcovid_edge.imaging.signatures import (
     is_plain_jpeg,
     known_kind,
     unread_format,
-    webp_ends_in_zeros,
 )
 from deepcovid_edge.imaging.tiff.damage import check_compressed
 from deepcovid_edge.imaging.tiff.directory import (
@@ -94,6 +92,7 @@ from deepcovid_edge.imaging.tiff.directory import (
     unread_compression,
     usual_tiff,
 )
+from deepcovid_edge.imaging.webp import check_webp
 from deepcovid_edge.reasons import Reason, WarningCode
 
 if TYPE_CHECKING:
@@ -144,8 +143,6 @@ def _decode_file(file: FileBytes) -> Radiograph:
     is_inverted = _tiff_tag(picture, 262) == 0  # WhiteIsZero, TIFF 6.0 section 8; of 16 bits
     grey, white, depth_warnings = full_scale(grey, is_inverted=is_inverted)
     check_exposure(grid(grey), white)
-    if picture.format == "WEBP" and webp_ends_in_zeros(file.data) and np.ptp(raw[-1]) > ONE_GREY:
-        raise NotAssessedError(Reason.TRUNCATED, "its data end in zeros")
     if picture.format == "PNG":  # its EXIF may stand behind the pixels
         shape = _upright_shape(picture, file.data)
     found = (*warnings, *decoded_warnings, *colour_warnings, *depth_warnings, *shape.warnings)
@@ -425,6 +422,8 @@ def _loaded(picture: Image.Image, data: bytes) -> NDArray[Any]:
     picture.load()  # raises where the data ends early
     if picture.format == "PNG" and lacks_rows(picture, data):
         raise NotAssessedError(Reason.TRUNCATED, "rows are missing")
+    if picture.format == "WEBP":
+        check_webp(picture, data)
     if deep:  # Pillow keeps only the upper 8 of 16 bits of coloured pixels
         pixels = _opencv(data, cv2.IMREAD_UNCHANGED)
         # TIFF 6.0, section 18: a fourth channel of no meaning, or an alpha laid on black already.

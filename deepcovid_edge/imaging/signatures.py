@@ -54,9 +54,9 @@ XMP_ORIENTATION = b"tiff:Orientation"
 """What XMP holds that states an orientation."""
 _BI_RGB, _BI_BITFIELDS = 0, 3
 _UNCOMPRESSED = 1
-_TIFF_ZEROS, _WEBP_ZEROS = 64, 32
+_TIFF_ZEROS = 64
 """Zeros that no compressed piece of a TIFF ends in: a checksum (Deflate), an end code (LZW, JPEG)
-or counts (PackBits) stand there. A WebP ends in zeros where its last rows are of one grey."""
+or counts (PackBits) stand there."""
 
 
 def is_dicom(data: bytes) -> bool:
@@ -167,24 +167,7 @@ def _webp_is_cut_off(data: bytes) -> bool:
     return bool(len(data) < 8 + size)
 
 
-def webp_ends_in_zeros(data: bytes) -> bool:
-    """Whether a WebP ends in zeros, as it does for a black border too."""
-    return _ends_in_zeros(data, _webp_pixels_end(data), _WEBP_ZEROS)
-
-
-def _webp_pixels_end(data: bytes) -> int:
-    """Where the chunk of the pixels ends; metadata may follow it."""
-    at = 12
-    while at + 8 <= len(data):
-        kind, length = data[at : at + 4], int.from_bytes(data[at + 4 : at + 8], "little")
-        at += 8 + length
-        if kind in (b"VP8 ", b"VP8L"):
-            return at
-        at += length % 2
-    return 8 + int.from_bytes(data[4:8], "little")
-
-
-def _ends_in_zeros(data: bytes, end: int, most: int) -> bool:
+def ends_in_zeros(data: bytes, end: int, most: int) -> bool:
     """Whether a piece of compressed data ends in zeros: a copy that reserved its length stopped."""
     piece = data[max(0, end - most) : end]
     return len(piece) == most and not piece.strip(b"\0")
@@ -225,7 +208,7 @@ def _tiff_is_cut_off(data: bytes) -> bool:
     if not page.is_whole or end > len(data):
         return True
     compressed = page.value(tiff.COMPRESSION, _UNCOMPRESSED) != _UNCOMPRESSED
-    return compressed and _ends_in_zeros(data, int(end), _TIFF_ZEROS)
+    return compressed and ends_in_zeros(data, int(end), _TIFF_ZEROS)
 
 
 _ENDS: dict[bytes, Callable[[bytes], bool]] = {

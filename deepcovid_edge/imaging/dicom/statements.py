@@ -27,6 +27,9 @@ from deepcovid_edge.imaging.dicom.elements import Elements, decodings
 ADULT_YEARS = 18
 OLDEST = 120.0
 """Ages above that are not believed, years."""
+_FIRST_YEAR = 1980
+"""No digital film is older (computed radiography came in 1983): a date before it stands for none,
+such as 19000101."""
 
 
 class Term(Enum):
@@ -107,6 +110,8 @@ _COMPOUNDS = (
     (re.compile(r"(ANTER|ПЕРЕДН)\w*\W*(POSTERI|ЗАДН)\w*"), " AP "),
     (re.compile(r"NOUVEAUX?\W*NES?\b"), " NOUVEAUNE "),
     (re.compile(r"\b(X|CROSS)\W*TABLE\b"), " XTABLE "),
+    (re.compile(r"\b(LUNGS?|CHEST|THORAX|PA|AP)[\W_]+BILAT\b"), r"\1 BILATERAL "),
+    (re.compile(r"\bBILAT[\W_]+(LUNGS?|CHEST|THORAX|PA|AP)\b"), r"BILATERAL \1 "),
     (re.compile(r"(?<![^\W\d_])BED[ _-]?SIDE(?![^\W\d_])"), " BEDSIDE "),
 )
 _UNSPACED = re.compile("[\u0e00-\u0eff\u1100-\u11ff\u3040-\u9fff]")
@@ -140,6 +145,10 @@ _WORDS: dict[str, Term | None] = {
     **{_plain(word): term for word, term in _table("words").items()},
 }
 _NOT_FRONTAL_INSIDE = _plain(_TABLES["words"]["not_frontal_inside"]).split()
+_NO_VIEW_INSIDE = re.compile(
+    "(" + "|".join(_plain(_TABLES["words"]["no_view_inside"]).split()) + ")(?![位面臥卧])"
+)
+"""The lookahead: behind both sides a view of both sides may be named."""
 _CHILD_INSIDE = _plain(_TABLES["words"]["child_inside"]).split()
 _YEARS = {"": 1.0} | {
     _plain(unit): float(years) for years, units in _TABLES["ages"].items() for unit in units.split()
@@ -182,7 +191,8 @@ def _token_terms(token: str) -> Iterator[Term | None]:
 
 def _inside_terms(token: str) -> Iterator[Term]:
     """What parts of a word mean that stand in many words of their kind."""
-    if any(part in token for part in _NOT_FRONTAL_INSIDE):
+    searched = _NO_VIEW_INSIDE.sub(" ", token)
+    if any(part in searched for part in _NOT_FRONTAL_INSIDE):
         yield Term.NOT_FRONTAL
     if any(part in token for part in _CHILD_INSIDE):
         yield Term.CHILD
@@ -360,8 +370,8 @@ def read_age(elements: Elements) -> float | None:
     """Years at the examination, the least of all that is stated and can be; None where it is not.
 
     From the stated age (PS3.5, 6.2: AS) and from the date of birth. Of a date without its day the
-    youngest age counts. A date of copying can show that a patient was a child, not that one was
-    grown up: the examination was before.
+    youngest age counts; an examination before digital films counts for nothing. A date of copying
+    can show that a patient was a child, not that one was grown up: the examination was before.
     """
     ages = [age for text in _decoded(elements, _AGE) for age in _stated_ages(text)]
     by_birth = (_age_by(elements, tag) for tag in _EXAMINED)
@@ -404,7 +414,7 @@ def _age_by(elements: Elements, tag: int) -> float | None:
         next((span for text in _decoded(elements, date) if (span := _span(text))), None)
         for date in (_BIRTH_DATE, tag)
     )
-    if born is None or taken is None or taken[1] < born[0]:
+    if born is None or taken is None or taken[1] < born[0] or taken[1].year < _FIRST_YEAR:
         return None
     age = _years(born[1], max(born[1], taken[0]))
     return age if age <= OLDEST else None

@@ -1,7 +1,8 @@
 """Damage in the compressed pixels of a TIFF that libtiff passes over: it prints, and reads on.
 
-It does so where the checksum of Deflate fails, and where libjpeg warns. So each strip or tile of
-these compressions is decoded here once more, for that alone; those of others tell no damage.
+It does so where the checksum of Deflate fails, where libjpeg warns, and where PackBits makes more
+bytes than the rows take. So each strip or tile of these compressions is read here once more, for
+that alone; those of others tell no damage.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from deepcovid_edge.imaging.tiff.directory import (
     HEIGHT,
     IN_PLANES,
     JPEG_TABLES,
+    PHOTOMETRIC,
     PLANES,
     SAMPLES,
     SIZES,
@@ -40,8 +42,9 @@ from deepcovid_edge.imaging.tiff.directory import (
 )
 from deepcovid_edge.reasons import Reason
 
-_JPEG, _DEFLATE = 7, (8, 32946)
-"""TIFF 6.0, supplement 2; the second is Deflate's earlier number."""
+_JPEG, _DEFLATE, _PACKBITS = 7, (8, 32946), 32773
+"""TIFF 6.0, supplement 2 and section 9; the second of Deflate is its earlier number."""
+_YCBCR = 6
 _BLOCK = 1 << 16
 """Bytes that are inflated at once: they become 66 MB at most (zlib: 1032 to 1)."""
 _SURPLUS = 1024
@@ -55,6 +58,11 @@ _MOST_PIXELS = 4 * MAX_PIXELS
 """Of all tiles, with what lies beside the picture."""
 _FRAMES = {*range(0xC0, 0xCC)} - {0xC4, 0xC8}
 """Markers of a frame, coded with loss or without (ITU-T T.81, table B.1)."""
+_TAKES = (*range(2, 130), 1, *[2] * 127)
+_MAKES = (*range(1, 129), 0, *range(128, 1, -1))
+"""Bytes that a run of PackBits takes, by its first one, and that it makes (TIFF 6.0, section 9)."""
+_PADDING = b"\0\x80"
+"""What may stand behind the runs: zeros, and the byte that means nothing."""
 _COLOURS = {"Gray": "GRAY", "CMYK": "CMYK", "YCCK": "CMYK"}
 _END = b"\xff\xd9"
 
@@ -66,14 +74,29 @@ class _Grid:
     Attributes:
         width: Of one, pixels.
         rows: Of one; the last strip may have fewer.
-        size: Most bytes of one once inflated.
+        last_rows: Least of the last one; those of a tile are always whole.
+        row_bytes: Of a row of one once unpacked.
         number: How many there are.
+        planes: How many planes they make.
     """
 
     width: int
     rows: int
-    size: int
+    last_rows: int
+    row_bytes: int
     number: int
+    planes: int
+
+    @property
+    def size(self) -> int:
+        """Most bytes of one once unpacked."""
+        return self.rows * self.row_bytes
+
+    def sizes(self, number: int) -> range:
+        """Lengths that one may have once unpacked, bytes: some writers fill the last strip."""
+        is_last = (number + 1) % (self.number // self.planes) == 0
+        least = self.last_rows if is_last else self.rows
+        return range(least * self.row_bytes, self.size + 1, self.row_bytes)
 
 
 def check_compressed(data: bytes) -> None:
@@ -83,21 +106,27 @@ def check_compressed(data: bytes) -> None:
         data: A file whose size and tiles have been checked.
 
     Raises:
-        NotAssessedError: A strip or a tile fails its checksum, or libjpeg warns of it.
+        NotAssessedError: A strip or a tile fails its checksum, libjpeg warns of it, or its runs
+            are not as long as its rows.
         struct.error: The file ends within its directory.
     """
     page = read_directory(data)
     compression = page.value(COMPRESSION, UNCOMPRESSED)
-    if compression != _JPEG and compression not in _DEFLATE:
+    if compression not in (_JPEG, _PACKBITS, *_DEFLATE):
         return
+    if compression == _PACKBITS and page.value(PHOTOMETRIC, 0) == _YCBCR:
+        return  # its rows may lie in blocks
     grid = _grid(page)
     tables = bytes(page.tags.get(JPEG_TABLES, ())).rstrip(b"\0").removesuffix(_END)
     if len(tables) > _MOST_TABLES:
         raise NotAssessedError(Reason.DECODE, f"JPEG tables of {len(tables)} bytes")
+    has_ends = bool(page.tags.get(SIZES) or page.tags.get(TILE_SIZES))
     for number, piece in enumerate(_pieces(data, page, grid.number)):
         try:
             if compression == _JPEG:
                 _check_jpeg(tables + piece[2:] if tables else bytes(piece), grid)
+            elif compression == _PACKBITS:
+                _check_packbits(bytes(piece), grid.sizes(number), has_end=has_ends)
             else:
                 _check_deflated(piece, grid.size)
         except (ValueError, zlib.error) as error:
@@ -108,7 +137,7 @@ def check_compressed(data: bytes) -> None:
 def _grid(page: Directory) -> _Grid:
     width, height = page.value(WIDTH, 0), page.value(HEIGHT, 0)
     across, down = width, min(page.value(STRIP_ROWS, height), height)
-    if STARTS not in page.tags:
+    if is_tiled := STARTS not in page.tags:
         across, down = page.value(TILE_WIDTH, 0), page.value(TILE_ROWS, 0)
     if min(across, down) < 1:
         raise NotAssessedError(Reason.DECODE, f"strips or tiles of {across} x {down} pixels")
@@ -118,7 +147,8 @@ def _grid(page: Directory) -> _Grid:
     if number * across * down > _MOST_PIXELS:
         raise NotAssessedError(Reason.TOO_BIG, f"{number} tiles of {across} x {down} pixels")
     bits = max(page.tags.get(BITS, (1,))) * samples // planes
-    return _Grid(across, down, -(-across * bits // 8) * down, number * planes)
+    last = down if is_tiled else (height - 1) % down + 1
+    return _Grid(across, down, last, -(-across * bits // 8), number * planes, planes)
 
 
 def _pieces(data: bytes, page: Directory, number: int) -> Iterator[memoryview]:
@@ -150,6 +180,26 @@ def _check_deflated(piece: memoryview, size: int) -> None:
         if stream.eof:  # behind its checksum
             return
     raise ValueError("it lacks its checksum")
+
+
+def _check_packbits(piece: bytes, sizes: range, *, has_end: bool) -> None:
+    """Refuse runs that are longer or shorter than the rows (TIFF 6.0, section 9).
+
+    Args:
+        piece: The runs.
+        sizes: Lengths that they may make, bytes.
+        has_end: Whether they are known to end with the piece, but for padding.
+    """
+    padding = min(len(piece) - 1, len(piece.rstrip(_PADDING))) if has_end else 0
+    end = min(len(piece), 2 * sizes[-1] + _SURPLUS)  # a byte becomes two at most
+    least, most, size, at = sizes[0], sizes[-1], 0, 0
+    while at < end and size < most:
+        head = piece[at]
+        at += _TAKES[head]
+        size += _MAKES[head]
+        if size >= least and padding <= at <= len(piece) and size in sizes:
+            return
+    raise ValueError("it does not unpack to its rows")
 
 
 def _check_jpeg(data: bytes, grid: _Grid) -> None:

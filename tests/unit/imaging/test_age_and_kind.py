@@ -171,6 +171,25 @@ def test_of_two_ages_the_younger_counts(decode: Decode) -> None:
         assert outcome(decode, file(PatientAge=age, PatientBirthDate=born)) is Reason.AGE
 
 
+NO_DATES = ["19000101", "18000101", "00010101", "19010101", "19700101", "19791231"]
+
+
+@pytest.mark.parametrize("taken", NO_DATES)
+def test_a_date_before_digital_films_makes_no_adult_a_child(taken: str, decode: Decode) -> None:
+    for born in (taken, "18000101"):
+        for age, expected in (("055Y", ()), ("009Y", Reason.AGE), (None, (WarningCode.AGE,))):
+            data = raw("PatientBirthDate", born.encode(), PatientAge=age, StudyDate=taken)
+            assert outcome(decode, data) == expected, (born, age)
+
+
+def test_behind_a_date_before_digital_films_another_one_counts(decode: Decode) -> None:
+    for keyword in ("ContentDate", "InstanceCreationDate"):
+        for study in ("19000101", "00010101"):
+            data = dated("20120101", StudyDate=study, **{keyword: "20210315"})
+            assert outcome(decode, data) is Reason.AGE, (keyword, study)
+    assert outcome(decode, dated("19700101", StudyDate="19800101")) is Reason.AGE
+
+
 def test_age_is_kept_of_one_that_can_be(decode: Decode) -> None:
     for age, born in (("062Y", "20250101"), ("062Y", "17000101"), ("999Y", "19570402")):
         radiograph = decode(file(PatientAge=age, PatientBirthDate=born))

@@ -177,6 +177,10 @@ CHEST_TEXTS = [
         "בית החזה",
     ),
     *("छाती", "ทรวงอก", "ngực", "phổi", "płuca", "RTG klatki piersiowej"),
+    *("LUNGS BILAT", "LUNGS_BILAT", "BILAT. LUNGS", "CHEST, BILAT", "POLMONI BILATERALI"),
+    *("両側肺", "双侧肺", "胸部(両側)", "两侧肺部", "양측 폐", "KLATKAPIERSIOWA", "KLAT. PIERS."),
+    *("CHEST VENTILATOR", "CHEST VENTILATION", "THORAX PLATTE", "CHEST LATITUDE"),
+    *("ОГК ПРОФИЛАКТИКА", "TORAX PROFILACTICO", "PROFILAKTYKA KLATKI"),
     *("CHEST INHALATION", "CHEST VENTILATED", "CHEST ISOLATION", "CHEST BED SIDE"),
 ]
 
@@ -231,6 +235,14 @@ OTHER_TEXTS = [
 def test_words_for_other_parts_and_words_that_are_not_understood(text: str, decode: Decode) -> None:
     data = raw("BodyPartExamined", text.encode(), SpecificCharacterSet="ISO_IR 192")
     assert outcome(decode, data) is Reason.BODY
+
+
+@pytest.mark.parametrize(
+    "text", ["ОГК ПРОФИЛАКТИЧЕСКАЯ", "CHEST PROFILAXIS", "LUNGS BILATERALES?!"]
+)
+def test_words_that_only_look_like_views_refuse_no_chest(text: str, decode: Decode) -> None:
+    data = raw("BodyPartExamined", text.encode(), SpecificCharacterSet="ISO_IR 192")
+    assert outcome(decode, data) in ((), (UNCLEAR,))
 
 
 CHILDREN = [

@@ -169,6 +169,9 @@ SPELLINGS: dict[Reason | tuple[WarningCode, ...], list[str]] = {
         *("LATL", "LTLAT", "BILAT", "APLAT", "APLATERAL", "CHESTLATVIEW", "LATCHEST", "LATERAAL"),
         *("RLATINSP", "LLATEXP", "CHESTLATADULT", "PLATUPRIGHT", "CHESTOBLERECT", "BED, SIDE"),
         *("LOBL", "RTOBL", "LTOBLQ", "OBLIQUA", "LAOOBLIQUE", "SIDE", "LEFT SIDE", "BEDSIDE SIDE"),
+        *("BILATERAL LAT", "KLATKA LAT", "LATVENTILATED", "VENTILATOR LAT", "PLATTE SEITLICH"),
+        *("BILATERALLAT", "KLATKALAT", "ПРОФИЛЬПРОФИЛАКТИКА", "両側位", "双侧卧位", "両側側面"),
+        *("LAT PLATTHORAX", "PROFILAXIAL", "PA BILAT LAT"),
         *("viisto", "nghiêng", "צדדי", "مائل", "पार्श्व", "ด้านข้าง", "측와위"),
     ],
     (): [
@@ -176,6 +179,7 @@ SPELLINGS: dict[Reason | tuple[WarningCode, ...], list[str]] = {
         *("POSTEROANTERIOR", "POSTERO-ANTERIOR", "Postero anterior", "POSTÉRO-ANTÉRIEUR"),
         *("POSTERIOR-ANTERIOR", "FRONTAL", "FACE", "DE FRENTE", "прямая", "задне-передняя"),
         *("正面", "後前位", "정면", "PA BILATERAL", "PA FLAT PLATE", "CHESTPA"),
+        *("PA BILAT", "PA LATITUDE", "PA PLATTE", "正位両側"),
         *("PA INHALATION", "PA FLATPANEL", "PA PLATFORM", "KLATKI PIERSIOWEJ PA"),
     ],
     (AP,): [
@@ -195,7 +199,7 @@ SPELLINGS: dict[Reason | tuple[WarningCode, ...], list[str]] = {
     (NO_VIEW,): ["UPRIGHT", "SUPINE", "-", "UNKNOWN", "CHEST"],
     (UNCLEAR,): [
         *("XYZ", "PA XYZ", "1. AUFNAHME", "ابپ", "PA LIEGEND", "VD", "DV", "P", "PÀXYZ"),
-        *("PA PROBLEM", "PA EXHALATION"),
+        *("PA PROBLEM", "PA EXHALATION", "PA WIDE LATITUDE", "PA VENTILATORS", "PA PROFILAXIS"),
     ],
     Reason.BODY: ["SKULL PA", "AP ABDOMEN"],
 }
