@@ -26,7 +26,7 @@ from typing import Any
 import cv2
 from numpy.typing import NDArray
 
-from deepcovid_edge.imaging.jpeg import SOS, segments
+from deepcovid_edge.imaging.formats.jpeg import SOS, segments
 from deepcovid_edge.imaging.radiograph import MAX_PIXELS, Radiograph
 from deepcovid_edge.imaging.signatures import png_chunks
 from deepcovid_edge.reasons import WarningCode

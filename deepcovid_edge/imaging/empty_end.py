@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deepcovid_edge.errors import NotAssessedError
-from deepcovid_edge.imaging.tiff import directory as tiff
+from deepcovid_edge.imaging.formats.tiff import directory as tiff
 from deepcovid_edge.reasons import Reason, WarningCode
 
 _FILLS = {0x00: "zeros", 0xFF: "bytes FF"}

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from deepcovid_edge.imaging.tiff.directory import OpenCvTiff
+from deepcovid_edge.imaging.formats.tiff.directory import OpenCvTiff
 
 TURNS = {
     2: (True, 0),

@@ -47,19 +47,34 @@ from deepcovid_edge.imaging.aspect import (
 from deepcovid_edge.imaging.depth import full_scale
 from deepcovid_edge.imaging.empty_end import check_end, check_tiff, of_bmp
 from deepcovid_edge.imaging.files import FileBytes
-from deepcovid_edge.imaging.jpeg import decode_jpeg, jpeg_with_end, jpeg_without_oddities
+from deepcovid_edge.imaging.formats.jpeg import decode_jpeg, jpeg_with_end, jpeg_without_oddities
+from deepcovid_edge.imaging.formats.png import (
+    lacks_rows,
+    png_without_metadata,
+    scale_transparency,
+    states_unusual_gamma,
+)
+from deepcovid_edge.imaging.formats.tiff.damage import check_compressed
+from deepcovid_edge.imaging.formats.tiff.directory import (
+    IN_PLANES,
+    MAGIC,
+    TILE_ROWS,
+    TILE_WIDTH,
+    OpenCvTiff,
+    count_pages,
+    open_for_opencv,
+    read_directory,
+    take_palette_of_8_bits,
+    unread_compression,
+    usual_tiff,
+)
+from deepcovid_edge.imaging.formats.webp import check_webp
 from deepcovid_edge.imaging.orientation import (
     SIDEWAYS,
     TURNS,
     exif_tag,
     stated_orientation,
     turned,
-)
-from deepcovid_edge.imaging.png import (
-    lacks_rows,
-    png_without_metadata,
-    scale_transparency,
-    states_unusual_gamma,
 )
 from deepcovid_edge.imaging.radiograph import (
     LOSSY_RATIO,
@@ -78,21 +93,6 @@ from deepcovid_edge.imaging.signatures import (
     known_kind,
     unread_format,
 )
-from deepcovid_edge.imaging.tiff.damage import check_compressed
-from deepcovid_edge.imaging.tiff.directory import (
-    IN_PLANES,
-    MAGIC,
-    TILE_ROWS,
-    TILE_WIDTH,
-    OpenCvTiff,
-    count_pages,
-    open_for_opencv,
-    read_directory,
-    take_palette_of_8_bits,
-    unread_compression,
-    usual_tiff,
-)
-from deepcovid_edge.imaging.webp import check_webp
 from deepcovid_edge.reasons import Reason, WarningCode
 
 if TYPE_CHECKING:

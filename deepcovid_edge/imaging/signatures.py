@@ -13,7 +13,7 @@ import zlib
 from collections.abc import Callable, Iterator
 
 from deepcovid_edge.imaging.dicom.syntaxes import is_bare_data_set
-from deepcovid_edge.imaging.tiff import directory as tiff
+from deepcovid_edge.imaging.formats.tiff import directory as tiff
 
 _PNG = b"\x89PNG\r\n\x1a\n"
 _KNOWN = {

@@ -17,7 +17,7 @@ from PIL import Image
 
 from deepcovid_edge.errors import NotAssessedError
 from deepcovid_edge.imaging.files import FileBytes
-from deepcovid_edge.imaging.jpeg import decode_jpeg
+from deepcovid_edge.imaging.formats.jpeg import decode_jpeg
 from deepcovid_edge.imaging.reading import decode_radiograph
 
 pytestmark = pytest.mark.skipif(

@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 
 from deepcovid_edge.errors import NotAssessedError
 from deepcovid_edge.imaging.empty_end import PixelBlock, check_end, check_tiff
+from deepcovid_edge.imaging.formats.tiff.directory import read_directory
 from deepcovid_edge.imaging.radiograph import Radiograph
 from deepcovid_edge.imaging.reading import read_radiograph
-from deepcovid_edge.imaging.tiff.directory import read_directory
 from deepcovid_edge.reasons import Reason, WarningCode
 
 pytest.importorskip("pydicom", reason="needs extra dicom")

@@ -14,9 +14,9 @@ from PIL import Image
 from test_tiff import in_pieces
 
 from deepcovid_edge.errors import NotAssessedError
+from deepcovid_edge.imaging.formats.tiff.damage import check_compressed
+from deepcovid_edge.imaging.formats.tiff.directory import SIZES, STARTS, read_directory
 from deepcovid_edge.imaging.radiograph import Radiograph
-from deepcovid_edge.imaging.tiff.damage import check_compressed
-from deepcovid_edge.imaging.tiff.directory import SIZES, STARTS, read_directory
 from deepcovid_edge.reasons import Reason
 
 Decode = Callable[..., Radiograph]

@@ -19,7 +19,7 @@ from PIL import Image
 from deepcovid_edge.errors import NotAssessedError
 from deepcovid_edge.imaging import pictures
 from deepcovid_edge.imaging.files import FileBytes
-from deepcovid_edge.imaging.jpeg import SOS, segments
+from deepcovid_edge.imaging.formats.jpeg import SOS, segments
 from deepcovid_edge.imaging.pictures import PlainJpeg
 from deepcovid_edge.imaging.radiograph import Radiograph
 from deepcovid_edge.imaging.reading import decode_radiograph

@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 
 from deepcovid_edge.errors import NotAssessedError
 from deepcovid_edge.imaging.empty_end import PixelBlock, check_end
+from deepcovid_edge.imaging.formats.tiff import directory as tiff
 from deepcovid_edge.imaging.radiograph import Radiograph
 from deepcovid_edge.imaging.signatures import is_cut_off, known_kind
-from deepcovid_edge.imaging.tiff import directory as tiff
 from deepcovid_edge.reasons import Reason, WarningCode
 
 Decode = Callable[..., Radiograph]

@@ -15,9 +15,9 @@ from PIL import Image
 from test_tiff import in_pieces, strips
 
 from deepcovid_edge.errors import NotAssessedError
+from deepcovid_edge.imaging.formats.tiff.damage import check_compressed
+from deepcovid_edge.imaging.formats.tiff.directory import SIZES, STARTS, read_directory
 from deepcovid_edge.imaging.radiograph import Radiograph
-from deepcovid_edge.imaging.tiff.damage import check_compressed
-from deepcovid_edge.imaging.tiff.directory import SIZES, STARTS, read_directory
 from deepcovid_edge.reasons import Reason
 
 Decode = Callable[..., Radiograph]
@@ -149,7 +149,7 @@ def test_tables_of_jpeg_are_no_larger_than_any_need(
     """They are read again with each strip."""
     whole = by_pillow(Image.fromarray(pictures.image()), "jpeg")
     decode(whole)
-    monkeypatch.setattr("deepcovid_edge.imaging.tiff.damage._MOST_TABLES", 100)
+    monkeypatch.setattr("deepcovid_edge.imaging.formats.tiff.damage._MOST_TABLES", 100)
     assert "JPEG tables of" in str(refusal(decode, whole))
 
 

@@ -21,7 +21,7 @@ from test_dicom_sandbox import request
 from deepcovid_edge.errors import NotAssessedError
 from deepcovid_edge.imaging.dicom.decoding import decoders
 from deepcovid_edge.imaging.dicom.decoding.whole_scan import check_by_last_bits
-from deepcovid_edge.imaging.jpeg import SOS, segments
+from deepcovid_edge.imaging.formats.jpeg import SOS, segments
 
 END = b"\xff\xd9"
 KINDS = [

@@ -31,7 +31,7 @@ from deepcovid_edge.imaging.dicom.decoding.sandbox import Request
 from deepcovid_edge.imaging.dicom.decoding.whole_scan import check_by_last_bits
 from deepcovid_edge.imaging.dicom.decoding.whole_tiles import check_tiles
 from deepcovid_edge.imaging.dicom.syntaxes import JPEG_SYNTAX, SYNTAXES, Family
-from deepcovid_edge.imaging.jpeg import (
+from deepcovid_edge.imaging.formats.jpeg import (
     decode_jpeg,
     has_all_scans,
     is_grey_of_8_bits,

@@ -1,11 +1,11 @@
 """Whether the pixels of a JPEG need its scans to the end, and nothing behind them.
 
 libjpeg makes pixels of a damaged scan and only warns; imagecodecs does not pass that on. simplejpeg
-does, of 8 bits of a DCT (`imaging.jpeg`), and of 12 bits that are labelled as 8. For lossless JPEG,
-and for 12 bits in one scan, the scan is decoded once more with its last bits inverted. Then the
-last pixels have to change, and these alone: if earlier ones do, the scan ended too early; if none
-does, too late. Codes have no fixed length, so after bytes that were lost or overwritten hardly any
-scan ends with its last pixel.
+does, of 8 bits of a DCT (`imaging.formats.jpeg`), and of 12 bits that are labelled as 8. For
+lossless JPEG, and for 12 bits in one scan, the scan is decoded once more with its last bits
+inverted. Then the last pixels have to change, and these alone: if earlier ones do, the scan ended
+too early; if none does, too late. Codes have no fixed length, so after bytes that were lost or
+overwritten hardly any scan ends with its last pixel.
 
 The codes of lossless JPEG begin anew in every restart interval (ITU-T T.81, H.1.1), so all its
 intervals are looked at together. In blocks of a DCT the last interval is: where one ends in white
@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from deepcovid_edge.device.progress import number_of
 from deepcovid_edge.errors import NotAssessedError
 from deepcovid_edge.imaging.dicom.decoding.codestreams import END
-from deepcovid_edge.imaging.jpeg import DRI, SOS, Segment, segments
+from deepcovid_edge.imaging.formats.jpeg import DRI, SOS, Segment, segments
 from deepcovid_edge.reasons import Reason
 
 _LAST, _LAST_OF_DCT = (3, 6), (1, 4, 16)

@@ -16,10 +16,8 @@ from dataclasses import dataclass
 import simplejpeg
 
 from deepcovid_edge.errors import NotAssessedError, one_line
-from deepcovid_edge.imaging.jpeg import decode_jpeg, jpeg_with_end, segments
-from deepcovid_edge.imaging.radiograph import MAX_PIXELS
-from deepcovid_edge.imaging.signatures import is_cut_off
-from deepcovid_edge.imaging.tiff.directory import (
+from deepcovid_edge.imaging.formats.jpeg import decode_jpeg, jpeg_with_end, segments
+from deepcovid_edge.imaging.formats.tiff.directory import (
     BITS,
     COMPRESSION,
     HEIGHT,
@@ -40,6 +38,8 @@ from deepcovid_edge.imaging.tiff.directory import (
     Directory,
     read_directory,
 )
+from deepcovid_edge.imaging.radiograph import MAX_PIXELS
+from deepcovid_edge.imaging.signatures import is_cut_off
 from deepcovid_edge.reasons import Reason
 
 _JPEG, _DEFLATE, _PACKBITS = 7, (8, 32946), 32773

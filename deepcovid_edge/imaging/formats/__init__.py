@@ -1,0 +1,1 @@
+"""Formats of pictures: what each states of its pixels, and what of its damage shows."""
