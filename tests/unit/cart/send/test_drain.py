@@ -15,7 +15,7 @@ from cart_store import Store, open_store
 from click.testing import CliRunner
 
 from deepcovid_edge.cart.commands import command
-from deepcovid_edge.cart.heartbeat import WORKER
+from deepcovid_edge.cart.heartbeat import WORKER, Heartbeat
 from deepcovid_edge.cli.exit_codes import ExitCode
 
 
@@ -46,7 +46,7 @@ def test_images_are_waited_for_while_a_worker_runs(tmp_path: Path) -> None:
 
     with open_store(tmp_path / "spool") as store:
         store.take()
-        store.ledger.set_meta(WORKER, f"{time.time():.0f}")
+        Heartbeat(store.ledger, WORKER).beat()
         worker = threading.Thread(target=assess, args=[store])
         worker.start()
         said = drained(tmp_path)
