@@ -104,7 +104,10 @@ def load_one_split(data: Path, *, split: str | None = None) -> list[LabelledImag
         UsageError: DATA has splits, and none was named.
     """
     images = load_dataset(data, split=split)
-    if splits := sorted({image.split for image in images if image.split} - {split}):
+    splits = sorted({image.split for image in images if image.split} - {split})
+    if len(splits) == 1:
+        raise UsageError(f"--split: {data} has images of the split {splits[0]}: give it")
+    if splits:
         raise UsageError(
             f"--split: {data} has {', '.join(splits)}, which are not measured together: give one"
         )

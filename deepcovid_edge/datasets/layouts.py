@@ -250,10 +250,25 @@ def _rows(table: Path) -> Iterator[tuple[int, dict[str, str]]]:
                     f"{len(names)} as in the header: correct the row; a cell with a "
                     f"{_SEPARATORS[separator]} needs quotes"
                 )
+            if any(_holds_a_row(cell, names, separator, table) for cell in cells):
+                raise DataError(
+                    f"{table}, line {line}: a cell that ends here holds whole rows: close its "
+                    "quote before them"
+                )
             # Spreadsheets leave out the separators of empty cells that end a row.
             yield line, dict(zip_longest(names, cells, fillvalue=""))
         if not has_rows:
             raise DataError(f"{table}: has only a header: list one image per line below it")
+
+
+def _holds_a_row(cell: str, names: list[str], separator: str, table: Path) -> bool:
+    """Whether a quote that is closed too late has swallowed a row: a line names another image."""
+    _, *later = cell.splitlines() or [""]
+    if not later or "path" not in names:
+        return False
+    place = names.index("path")
+    found = [row for row in csv.reader(later, delimiter=separator) if len(row) == len(names)]
+    return any((table.parent / row[place].strip()).is_file() for row in found)
 
 
 def _header(table: Path) -> list[str]:

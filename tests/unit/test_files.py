@@ -134,6 +134,9 @@ def test_splits_are_not_measured_together(
     assert run([*arguments, str(manifest)]) == 2
     told = f"--split: {manifest} has test, val, which are not measured together: give one"
     assert told in capsys.readouterr().err
+    manifest.write_text(manifest.read_text().replace("val", "test"))
+    assert run([*arguments, str(manifest)]) == 2
+    assert f"--split: {manifest} has images of the split test: give it" in capsys.readouterr().err
 
 
 def test_a_report_that_no_longer_fits_leaves_the_one_before(tmp_path: Path) -> None:

@@ -102,6 +102,10 @@ def test_manifest_csv_with_columns_beyond_the_needed(tmp_path: Path) -> None:
         ),
         ('path,"label\nx.png,covid\n', "line 1: a quote of the row that begins"),
         (
+            'path,label,note\nx.png,covid,"old\nx.png,covid,\nx.png,normal,12"\nx.png,covid,\n',
+            "line 4: a cell that ends here holds whole rows: close its quote before them",
+        ),
+        (
             'path,label,note\nx.png,covid,"' + "x.png,normal,\n" * 12_000,
             "line 2: a quote of the row that begins",
         ),
