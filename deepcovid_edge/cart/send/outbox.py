@@ -46,6 +46,7 @@ from deepcovid_edge.cart.store.deliveries import (
     with_jitter,
 )
 from deepcovid_edge.cart.store.ledger import Ledger
+from deepcovid_edge.cart.store.schema import unanswered
 from deepcovid_edge.cart.store.spool import Spool
 from deepcovid_edge.device.service import log
 from deepcovid_edge.errors import one_line
@@ -80,11 +81,13 @@ class Waiting(NamedTuple):
         images: Images that wait to be assessed.
         objects: Objects that are not at their destination yet.
         parked: Objects that a destination rejected.
+        unanswered: Images without an answer that could be sent.
     """
 
     images: int
     objects: int
     parked: int
+    unanswered: int
 
 
 class Outbox:
@@ -170,15 +173,18 @@ class Outbox:
         """What waits now; what waits for destinations that are not named any more is left out."""
         pairs = [(one.name, kind) for one in self._config.destinations for kind in one.objects]
         marks = ", ".join(["(?, ?)"] * len(pairs)) or "(NULL, NULL)"
+        lacks_answer = unanswered(has_destinations=bool(pairs))
         row = self._ledger.row(
             "SELECT (SELECT count(*) FROM image WHERE state IN ('received', 'assessing')),"
             " count(*) FILTER (WHERE state IN ('queued', 'sending')),"
-            " count(*) FILTER (WHERE state = 'parked')"
+            " count(*) FILTER (WHERE state = 'parked'),"
+            " (SELECT count(*) FROM image WHERE state IN ('assessed', 'not_assessed')"
+            f" AND {lacks_answer})"
             " FROM outbox JOIN object ON object.id = object_id"
             f" WHERE (destination, kind) IN (VALUES {marks})",
             *(value for pair in pairs for value in pair),
         )
-        return Waiting(*(row or (0, 0, 0)))
+        return Waiting(*(row or (0, 0, 0, 0)))
 
 
 class Courier(threading.Thread):
