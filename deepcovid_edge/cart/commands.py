@@ -327,6 +327,9 @@ def _left_in_words(left: Waiting) -> Iterator[str]:
     if left.parked:
         objects = number_of(left.parked, "object was", "objects were")
         yield f"{objects} rejected: correct that at the destination, then run `cart resend`."
+    if left.damaged:
+        objects = number_of(left.damaged, "object is", "objects are")
+        yield f"{objects} damaged on the cart: see `cart status`."
     if left.unanswered:
         images = number_of(left.unanswered, "image has", "images have")
         them = "it" if left.unanswered == 1 else "them"

@@ -62,6 +62,9 @@ _MOST = 100
 """Objects that are read from the ledger at once."""
 _MOST_NAMED = 20
 """Images that an alert names."""
+_DAMAGED = f"(state = 'parked' AND last_status LIKE '{FILE_STATUS}%')"
+_REJECTED = f"(state = 'parked' AND coalesce(last_status, '') NOT LIKE '{FILE_STATUS}%')"
+"""SQL of rows of the outbox that wait for a person: for the cart's fault, for the destination's."""
 _SEND_AGAIN, _DRAIN = "send again", "drain"
 """Events that end every wait."""
 
@@ -81,12 +84,14 @@ class Waiting(NamedTuple):
         images: Images that wait to be assessed.
         objects: Objects that are not at their destination yet.
         parked: Objects that a destination rejected.
+        damaged: Objects that cannot be sent: their file is not what was built.
         unanswered: Images without an answer that could be sent.
     """
 
     images: int
     objects: int
     parked: int
+    damaged: int
     unanswered: int
 
 
@@ -177,14 +182,14 @@ class Outbox:
         row = self._ledger.row(
             "SELECT (SELECT count(*) FROM image WHERE state IN ('received', 'assessing')),"
             " count(*) FILTER (WHERE state IN ('queued', 'sending')),"
-            " count(*) FILTER (WHERE state = 'parked'),"
+            f" count(*) FILTER (WHERE {_REJECTED}), count(*) FILTER (WHERE {_DAMAGED}),"
             " (SELECT count(*) FROM image WHERE state IN ('assessed', 'not_assessed')"
             f" AND {lacks_answer})"
             " FROM outbox JOIN object ON object.id = object_id"
             f" WHERE (destination, kind) IN (VALUES {marks})",
             *(value for pair in pairs for value in pair),
         )
-        return Waiting(*(row or (0, 0, 0, 0)))
+        return Waiting(*(row or (0, 0, 0, 0, 0)))
 
 
 class Courier(threading.Thread):
@@ -449,8 +454,8 @@ class Courier(threading.Thread):
         rows = self._ledger.rows(
             "SELECT image_id FROM outbox JOIN object ON object.id = object_id"
             " JOIN result ON result.id = result_id"
-            " WHERE destination = ? AND state = 'parked' AND last_status LIKE ?",
-            *(self._destination.name, f"{FILE_STATUS}%"),
+            f" WHERE destination = ? AND {_DAMAGED}",
+            self._destination.name,
         )
         return [row["image_id"] for row in rows]
 

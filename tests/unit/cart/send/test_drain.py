@@ -78,6 +78,16 @@ def test_what_was_rejected_is_named(tmp_path: Path) -> None:
     assert code == ExitCode.ERROR
 
 
+def test_what_is_damaged_on_the_cart_is_not_called_rejected(tmp_path: Path) -> None:
+    with open_store(tmp_path / "spool") as store:
+        store.take()
+        store.assess(kinds=("sr",))
+        with store.ledger.transaction() as now:
+            now.execute("UPDATE outbox SET state = 'parked', last_status = 'file: changed'")
+    said = "1 object is damaged on the cart: see `cart status`.\n"
+    assert drained(tmp_path) == (said, ExitCode.ERROR)
+
+
 def test_images_without_an_answer_to_send_are_named(tmp_path: Path) -> None:
     """One that could not be read, and one whose report could not be built."""
     unread = Reason.UNREADABLE
