@@ -320,10 +320,10 @@ class Courier(threading.Thread):
                 self._deliver(sender, delivery)
         sender.close()
         self._clear_object_alerts()
-        self._faults = 0
-        self._ledger.clear_alert(f"fault:{self._destination.name}")
         if self._commitment is not None and time.monotonic() >= self._held_until:
             self._commitment.ask(self._stopping)
+        self._faults = 0
+        self._ledger.clear_alert(f"fault:{self._destination.name}")
 
     def _due(self) -> list[Delivery]:
         """What is due. What failed before comes last: it must not hold up the others.
