@@ -218,7 +218,7 @@ class Courier(threading.Thread):
         self._uncertain_until: dict[int, float] = {}
         self._failed_tries: dict[int, int] = {}
         self._refused: Counter[int] = Counter()
-        self._stuck: dict[int, int] = {}
+        self._stuck = f"(state IN ('queued', 'sending') AND tries >= {len(waits)})"
         self._last_event = 0
 
     def wake(self) -> None:
@@ -371,9 +371,8 @@ class Courier(threading.Thread):
             self._write(lambda: self._deliveries.park(delivery, answer.status))
             self._forget(delivery)
             if answer.cause == "file":
-                self._raise_alert(
-                    "file", AlertCode.FILE_DAMAGED, answer, images=_named(self._damaged_images())
-                )
+                images = self._images(_DAMAGED)
+                self._raise_alert("file", AlertCode.FILE_DAMAGED, answer, images=images)
             else:
                 self._raise_rejection_alert(answer)
                 self._answered()
@@ -386,7 +385,6 @@ class Courier(threading.Thread):
         self._uncertain_until.pop(delivery.object_id, None)
         self._failed_tries.pop(delivery.object_id, None)
         self._refused.pop(delivery.object_id, None)
-        self._stuck.pop(delivery.object_id, None)
 
     def _put_off(self, delivery: Delivery, answer: Answer) -> None:
         tries = self._failed_tries.get(delivery.object_id, 0)
@@ -445,37 +443,25 @@ class Courier(threading.Thread):
         self._refused[delivery.object_id] += 1
         is_stuck = self._refused[delivery.object_id] >= len(self._waits)
         if is_stuck and self._failures < FAILURES_UNTIL_ALERT:
-            self._stuck[delivery.object_id] = delivery.image_id
-            images = _named(self._stuck.values())
+            images = self._images(self._stuck)
             self._raise_alert("stuck", AlertCode.RESULT_STUCK, answer, images=images)
 
-    def _damaged_images(self) -> list[int]:
-        """The images of which an object is parked because its file is not what was built."""
+    def _images(self, which: str) -> str:
+        """The images with such an object for the destination; an empty text where none has."""
         rows = self._ledger.rows(
             "SELECT image_id FROM outbox JOIN object ON object.id = object_id"
-            " JOIN result ON result.id = result_id"
-            f" WHERE destination = ? AND {_DAMAGED}",
+            f" JOIN result ON result.id = result_id WHERE destination = ? AND {which}",
             self._destination.name,
         )
-        return [row["image_id"] for row in rows]
+        return _named([row["image_id"] for row in rows])
 
     def _clear_object_alerts(self) -> None:
         """End what was said of single objects, once none is parked, or stuck."""
-        name = self._destination.name
-        of_parked = (f"rejects:{name}", f"file:{name}")
-        self._clear_unless_there(of_parked, "state = 'parked'")
-        stuck = f"state IN ('queued', 'sending') AND tries >= {len(self._waits)}"
-        self._clear_unless_there((f"stuck:{name}",), stuck)
-
-    def _clear_unless_there(self, keys: tuple[str, ...], which: str) -> None:
-        """Clear alerts unless the destination's part of the outbox has such an object."""
-        marks = ", ".join("?" * len(keys))
-        if self._ledger.row(f"SELECT 1 FROM alert WHERE key IN ({marks})", *keys) and not (
-            self._ledger.row(
-                f"SELECT 1 FROM outbox WHERE {which} AND destination = ?", self._destination.name
-            )
-        ):
-            for key in keys:
+        for kind, which in (("rejects", _REJECTED), ("file", _DAMAGED), ("stuck", self._stuck)):
+            key = f"{kind}:{self._destination.name}"
+            if self._ledger.row("SELECT 1 FROM alert WHERE key = ?", key) and not (
+                self._images(which)
+            ):
                 self._ledger.clear_alert(key)
 
     def _newest_event(self) -> int:

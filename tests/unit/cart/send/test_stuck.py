@@ -85,6 +85,19 @@ def test_every_image_of_which_an_object_is_refused_is_named(sending: Sending) ->
     assert sending.stuck() == ["2"]
 
 
+def test_after_a_restart_every_image_of_which_an_object_is_refused_is_named(
+    sending: Sending,
+) -> None:
+    reports = [one.object_id for one in sending.outbox.due("pacs") if one.kind == "sr"]
+    for again in range(2):
+        for _ in BACKOFF_SECONDS:
+            for one in reports[again:]:
+                sending.answer(one, BUSY)
+                sending.courier._succeeded()
+        assert sending.stuck() == ["1, 2"]
+        sending.courier = Sending(sending.store).courier
+
+
 def test_every_image_with_a_damaged_object_is_named(
     sending: Sending, monkeypatch: pytest.MonkeyPatch
 ) -> None:
