@@ -24,6 +24,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import json
 import threading
 import time
 from collections import Counter
@@ -456,13 +457,17 @@ class Courier(threading.Thread):
         return _named([row["image_id"] for row in rows])
 
     def _clear_object_alerts(self) -> None:
-        """End what was said of single objects, once none is parked, or stuck."""
+        """End what was said of single objects, once none is so; name those that are damaged now."""
         for kind, which in (("rejects", _REJECTED), ("file", _DAMAGED), ("stuck", self._stuck)):
             key = f"{kind}:{self._destination.name}"
-            if self._ledger.row("SELECT 1 FROM alert WHERE key = ?", key) and not (
-                self._images(which)
-            ):
+            alert = self._ledger.row("SELECT code, detail FROM alert WHERE key = ?", key)
+            if alert is None:
+                continue
+            images, detail = self._images(which), json.loads(alert["detail"])
+            if not images:
                 self._ledger.clear_alert(key)
+            elif kind == "file" and detail.get("images") != images:
+                self._ledger.raise_alert(key, alert["code"], **{**detail, "images": images})
 
     def _newest_event(self) -> int:
         row = self._ledger.row("SELECT max(id) AS id FROM event")
