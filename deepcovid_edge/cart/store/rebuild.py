@@ -166,8 +166,8 @@ def catch_up(ledger: Ledger, spool: Spool) -> int:
 
     Names are read from the images again, results from what lies beside their objects. An image
     whose files were deleted since is `expired`, and nothing of it is sent: its destinations had it
-    before. One that was taken again since is not `expired` any more, and one that was answered again
-    since, by the same model or another one, has that answer.
+    before. One that was taken again since is not `expired` any more, and one that was answered
+    again since, by the same model or another one, has that answer.
     """
     intake, images = Intake(ledger, spool), Images(ledger, spool)
     known = {
