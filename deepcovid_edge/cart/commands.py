@@ -41,12 +41,11 @@ def run(config: Path) -> None:
 
     Example: deepcovid-edge cart run cart.toml
     """
-    from deepcovid_edge.cart.config import parse_config
+    from deepcovid_edge.cart.config import config_bytes, parse_config
     from deepcovid_edge.cart.run import ROLES, run_roles
     from deepcovid_edge.device.service import stop_event
-    from deepcovid_edge.files import read_named
 
-    data = read_named(config)
+    data = config_bytes(config)
     settings = parse_config(config, data)
     run_roles(settings, data, stop_event(), (*ROLES, "page") if settings.page else ROLES)
 
