@@ -41,12 +41,11 @@ def run(config: Path) -> None:
 
     Example: deepcovid-edge cart run cart.toml
     """
-    from deepcovid_edge.cart.config import parse_config
+    from deepcovid_edge.cart.config import config_bytes, parse_config
     from deepcovid_edge.cart.run import ROLES, run_roles
     from deepcovid_edge.device.service import stop_event
-    from deepcovid_edge.files import read_named
 
-    data = read_named(config)
+    data = config_bytes(config)
     settings = parse_config(config, data)
     run_roles(settings, data, stop_event(), (*ROLES, "page") if settings.page else ROLES)
 
@@ -327,6 +326,13 @@ def _left_in_words(left: Waiting) -> Iterator[str]:
     if left.parked:
         objects = number_of(left.parked, "object was", "objects were")
         yield f"{objects} rejected: correct that at the destination, then run `cart resend`."
+    if left.damaged:
+        objects = number_of(left.damaged, "object is", "objects are")
+        yield f"{objects} damaged on the cart: see `cart status`."
+    if left.unanswered:
+        images = number_of(left.unanswered, "image has", "images have")
+        them = "it" if left.unanswered == 1 else "them"
+        yield f"{images} no answer to send: look at {them} by eye."
 
 
 @command.command()

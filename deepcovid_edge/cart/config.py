@@ -33,8 +33,7 @@ from deepcovid_edge.backends.settings import is_address
 from deepcovid_edge.cart.addresses import check_address, check_host, check_url, overlap
 from deepcovid_edge.cart.toml_tables import Settings, build_settings, parse_toml
 from deepcovid_edge.device import shares
-from deepcovid_edge.errors import UsageError
-from deepcovid_edge.files import read_named
+from deepcovid_edge.errors import NotThereError, UsageError
 from deepcovid_edge.models import shipped_models
 
 _AE_TITLE = re.compile(r"[ -\[\]-~]{1,16}")
@@ -382,7 +381,19 @@ def read_config(path: Path) -> CartConfig:
         UsageError: It is not TOML, or a value is wrong; the message names the file, the key, what
             was received and what was expected.
     """
-    return parse_config(path, read_named(path))
+    return parse_config(path, config_bytes(path))
+
+
+def config_bytes(path: Path) -> bytes:
+    """What a configuration holds: a file, or a pipe such as the shell makes of `<(COMMAND)`.
+
+    Raises:
+        NotThereError: It cannot be read.
+    """
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise NotThereError(f"{path}: {error.strerror or error}") from error
 
 
 def parse_config(path: Path, data: bytes) -> CartConfig:

@@ -156,7 +156,8 @@ def kept_pointer(spool: Path) -> dict[str, str]:
     """The pointer in the file of a spool, as the ledger's table `meta` has it; or nothing."""
     try:
         values = json.loads(read_regular(spool / POINTER_NAME))
-        kept = {key: json.dumps(values[key]) for key in (_IN_USE, _BEFORE)}
+        keys = (_IN_USE, _BEFORE) if _BEFORE in values else (_IN_USE,)
+        kept = {key: json.dumps(values[key]) for key in keys}
         for text in kept.values():
             _read(text)
             _named_then(text)
@@ -211,7 +212,7 @@ def roll_back(config: CartConfig, ledger: Ledger) -> dict[str, Any]:
 def _move(
     config: CartConfig, ledger: Ledger, to: ModelChoice, named: ModelChoice | None
 ) -> dict[str, Any]:
-    """Move the pointer to a model that proves itself; the one in use again has the same before."""
+    """Move the pointer to a model that proves itself; the one in use keeps what was before it."""
     model, site = to
     place = str(Path(model).absolute()) if Path(model).is_file() else model
     now = ModelChoice(place, site and site.absolute())
@@ -220,7 +221,7 @@ def _move(
     facts = _prove(config, model, site)
     before = model_in_use(config, ledger)
     with ledger.transaction():
-        if ledger.get_meta(_BEFORE) is None or not now.is_same(before):
+        if not now.is_same(before):
             ledger.set_meta(_BEFORE, json.dumps(_values(before)))
         ledger.set_meta(
             _IN_USE, json.dumps({**_values(now), _NAMED_THEN: named and _values(named)})

@@ -69,11 +69,12 @@ def lights(config: CartConfig, ledger: Ledger, spool: Spool) -> list[Light]:
     """How each part of the cart does, from the ledger and the disk."""
     raised = {(row["code"], row["key"]) for row in ledger.rows("SELECT code, key FROM alert")}
     codes = {code for code, _ in raised}
+    mute = roles_are_mute(ledger, spool)
     return [
-        _images(ledger, codes),
-        _assessor(ledger),
+        _images(ledger, codes, mute=mute),
+        _assessor(ledger, mute=mute),
         *(_destination(ledger, one.name, raised) for one in config.destinations),
-        _disk(config, ledger, spool),
+        _disk(config, spool, mute=mute),
         Light("clock", OK, "light.ok")
         if clock_is_plausible() and AlertCode.CLOCK.code not in codes
         else Light("clock", BAD, "light.wrong"),
@@ -81,29 +82,42 @@ def lights(config: CartConfig, ledger: Ledger, spool: Spool) -> list[Light]:
     ]
 
 
-def _images(ledger: Ledger, codes: set[str]) -> Light:
-    if not runs(ledger, RECEIVER):
+def roles_are_mute(ledger: Ledger, spool: Spool) -> bool:
+    """Whether a role that runs could not say so: nothing can be written onto the disk."""
+    return bool(silent_since(ledger)) and write_fault(spool.folder) is not None
+
+
+def _images(ledger: Ledger, codes: set[str], *, mute: bool) -> Light:
+    if not (mute or runs(ledger, RECEIVER)):
         return Light("images", BAD, "light.stopped")
-    return Light("images", *((LOOK, "light.look") if codes & _OF_SENDERS else (OK, "light.ok")))
+    if mute or codes & _OF_SENDERS:
+        return Light("images", LOOK, "light.look")
+    return Light("images", OK, "light.ok")
 
 
-def _assessor(ledger: Ledger) -> Light:
-    if not assessor_works(ledger):
+def _assessor(ledger: Ledger, *, mute: bool) -> Light:
+    if not assessor_works(ledger, mute=mute):
         return Light("assessor", BAD, "light.stopped")
+    if mute:
+        return Light("assessor", LOOK, "light.look")
     row = ledger.row("SELECT count(*) AS n FROM image WHERE state IN (?, ?)", RECEIVED, ASSESSING)
     if waiting := row["n"] if row else 0:
         return Light("assessor", LOOK, "light.waiting", values=(("count", waiting),))
     return Light("assessor", OK, "light.ok")
 
 
-def assessor_works(ledger: Ledger) -> bool:
+def assessor_works(ledger: Ledger, *, mute: bool = False) -> bool:
     """Whether the worker has said so within a minute, and can start an assessor.
 
     A person may acknowledge the alert; that starts no assessor.
+
+    Args:
+        ledger: The ledger.
+        mute: What `roles_are_mute` says; a worker that cannot say that it runs is not missed.
     """
     if ledger.row("SELECT 1 FROM alert WHERE key = ?", ASSESSOR_ALERT):
         return False
-    return ledger.get_meta(ASSESSOR_KEY) != HAS_NONE and runs(ledger, WORKER)
+    return ledger.get_meta(ASSESSOR_KEY) != HAS_NONE and (mute or runs(ledger, WORKER))
 
 
 def _destination(ledger: Ledger, name: str, raised: set[tuple[str, str]]) -> Light:
@@ -127,13 +141,13 @@ def _destination(ledger: Ledger, name: str, raised: set[tuple[str, str]]) -> Lig
     return Light("destination", OK, "light.ok", name)
 
 
-def _disk(config: CartConfig, ledger: Ledger, spool: Spool) -> Light:
+def _disk(config: CartConfig, spool: Spool, *, mute: bool) -> Light:
     """Whether the largest image that is allowed would be taken, as the alerts say."""
     try:
         spool.check_room(config.receive.max_image_mib << 20)
     except SpoolFullError:
         return Light("disk", BAD, "light.full")
-    if silent_since(ledger) and write_fault(spool.folder):
+    if mute:
         return Light("disk", BAD, "light.look")
     return Light("disk", OK, "light.ok")
 
@@ -158,17 +172,17 @@ def obstacles(config: CartConfig, ledger: Ledger, writing: Ledger, spool: Spool)
         writing: To write; it waits for other roles, so this is called in a thread.
         spool: The spool folder.
     """
-    found = []
+    found, mute = [], roles_are_mute(ledger, spool)
     try:
         with writing.transaction():
             pass
     except LedgerBusyError:
         found.append("ledger")
-    if not runs(ledger, RECEIVER):
+    if not (mute or runs(ledger, RECEIVER)):
         found.append("receiver")
-    if not assessor_works(ledger):
+    if not assessor_works(ledger, mute=mute):
         found.append("assessor")
-    if _disk(config, ledger, spool).state == BAD:
+    if _disk(config, spool, mute=mute).state == BAD:
         found.append("disk")
     return found
 

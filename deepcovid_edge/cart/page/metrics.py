@@ -13,7 +13,7 @@ from prometheus_client.core import GaugeMetricFamily, Metric
 
 from deepcovid_edge.cart.config import CartConfig
 from deepcovid_edge.cart.heartbeat import RECEIVER, runs
-from deepcovid_edge.cart.page.health import assessor_works, free_bytes
+from deepcovid_edge.cart.page.health import assessor_works, free_bytes, roles_are_mute
 from deepcovid_edge.cart.status import read_status
 from deepcovid_edge.cart.store.ledger import Ledger
 from deepcovid_edge.cart.store.spool import Spool
@@ -47,9 +47,15 @@ class CartCollector:
             alerts[alert.code.code] = alerts.get(alert.code.code, 0) + 1
         yield _by("alerts", "Alerts that are not over, by code.", "code", alerts)
         yield _one("disk_free_bytes", "Room on the disk of the spool.", free_bytes(self._spool))
-        yield _one("receiver_alive", "Whether the receiver runs.", runs(self._ledger, RECEIVER))
-        yield _one("assessor_alive", "Whether the assessor works.", assessor_works(self._ledger))
+        yield from self._alive()
         yield _one("scrape_seconds", "Time of this scrape, since 1970.", time.time())
+
+    def _alive(self) -> Iterable[Metric]:
+        """What works; nothing while the disk keeps every role from saying so."""
+        if not roles_are_mute(self._ledger, self._spool):
+            ledger = self._ledger
+            yield _one("receiver_alive", "Whether the receiver runs.", runs(ledger, RECEIVER))
+            yield _one("assessor_alive", "Whether the assessor works.", assessor_works(ledger))
 
     def _reasons(self) -> dict[str, int]:
         rows = self._ledger.rows(

@@ -24,6 +24,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import json
 import threading
 import time
 from collections import Counter
@@ -46,6 +47,7 @@ from deepcovid_edge.cart.store.deliveries import (
     with_jitter,
 )
 from deepcovid_edge.cart.store.ledger import Ledger
+from deepcovid_edge.cart.store.schema import unanswered
 from deepcovid_edge.cart.store.spool import Spool
 from deepcovid_edge.device.service import log
 from deepcovid_edge.errors import one_line
@@ -61,6 +63,9 @@ _MOST = 100
 """Objects that are read from the ledger at once."""
 _MOST_NAMED = 20
 """Images that an alert names."""
+_DAMAGED = f"(state = 'parked' AND last_status LIKE '{FILE_STATUS}%')"
+_REJECTED = f"(state = 'parked' AND coalesce(last_status, '') NOT LIKE '{FILE_STATUS}%')"
+"""SQL of rows of the outbox that wait for a person: for the cart's fault, for the destination's."""
 _SEND_AGAIN, _DRAIN = "send again", "drain"
 """Events that end every wait."""
 
@@ -80,11 +85,15 @@ class Waiting(NamedTuple):
         images: Images that wait to be assessed.
         objects: Objects that are not at their destination yet.
         parked: Objects that a destination rejected.
+        damaged: Objects that cannot be sent: their file is not what was built.
+        unanswered: Images without an answer that could be sent.
     """
 
     images: int
     objects: int
     parked: int
+    damaged: int
+    unanswered: int
 
 
 class Outbox:
@@ -170,15 +179,18 @@ class Outbox:
         """What waits now; what waits for destinations that are not named any more is left out."""
         pairs = [(one.name, kind) for one in self._config.destinations for kind in one.objects]
         marks = ", ".join(["(?, ?)"] * len(pairs)) or "(NULL, NULL)"
+        lacks_answer = unanswered(has_destinations=bool(pairs))
         row = self._ledger.row(
             "SELECT (SELECT count(*) FROM image WHERE state IN ('received', 'assessing')),"
             " count(*) FILTER (WHERE state IN ('queued', 'sending')),"
-            " count(*) FILTER (WHERE state = 'parked')"
+            f" count(*) FILTER (WHERE {_REJECTED}), count(*) FILTER (WHERE {_DAMAGED}),"
+            " (SELECT count(*) FROM image WHERE state IN ('assessed', 'not_assessed')"
+            f" AND {lacks_answer})"
             " FROM outbox JOIN object ON object.id = object_id"
             f" WHERE (destination, kind) IN (VALUES {marks})",
             *(value for pair in pairs for value in pair),
         )
-        return Waiting(*(row or (0, 0, 0)))
+        return Waiting(*(row or (0, 0, 0, 0, 0)))
 
 
 class Courier(threading.Thread):
@@ -207,7 +219,7 @@ class Courier(threading.Thread):
         self._uncertain_until: dict[int, float] = {}
         self._failed_tries: dict[int, int] = {}
         self._refused: Counter[int] = Counter()
-        self._stuck: dict[int, int] = {}
+        self._stuck = f"(state IN ('queued', 'sending') AND tries >= {len(waits)})"
         self._last_event = 0
 
     def wake(self) -> None:
@@ -309,10 +321,10 @@ class Courier(threading.Thread):
                 self._deliver(sender, delivery)
         sender.close()
         self._clear_object_alerts()
-        self._faults = 0
-        self._ledger.clear_alert(f"fault:{self._destination.name}")
         if self._commitment is not None and time.monotonic() >= self._held_until:
             self._commitment.ask(self._stopping)
+        self._faults = 0
+        self._ledger.clear_alert(f"fault:{self._destination.name}")
 
     def _due(self) -> list[Delivery]:
         """What is due. What failed before comes last: it must not hold up the others.
@@ -360,9 +372,8 @@ class Courier(threading.Thread):
             self._write(lambda: self._deliveries.park(delivery, answer.status))
             self._forget(delivery)
             if answer.cause == "file":
-                self._raise_alert(
-                    "file", AlertCode.FILE_DAMAGED, answer, images=_named(self._damaged_images())
-                )
+                images = self._images(_DAMAGED)
+                self._raise_alert("file", AlertCode.FILE_DAMAGED, answer, images=images)
             else:
                 self._raise_rejection_alert(answer)
                 self._answered()
@@ -375,7 +386,6 @@ class Courier(threading.Thread):
         self._uncertain_until.pop(delivery.object_id, None)
         self._failed_tries.pop(delivery.object_id, None)
         self._refused.pop(delivery.object_id, None)
-        self._stuck.pop(delivery.object_id, None)
 
     def _put_off(self, delivery: Delivery, answer: Answer) -> None:
         tries = self._failed_tries.get(delivery.object_id, 0)
@@ -434,38 +444,30 @@ class Courier(threading.Thread):
         self._refused[delivery.object_id] += 1
         is_stuck = self._refused[delivery.object_id] >= len(self._waits)
         if is_stuck and self._failures < FAILURES_UNTIL_ALERT:
-            self._stuck[delivery.object_id] = delivery.image_id
-            images = _named(self._stuck.values())
+            images = self._images(self._stuck)
             self._raise_alert("stuck", AlertCode.RESULT_STUCK, answer, images=images)
 
-    def _damaged_images(self) -> list[int]:
-        """The images of which an object is parked because its file is not what was built."""
+    def _images(self, which: str) -> str:
+        """The images with such an object for the destination; an empty text where none has."""
         rows = self._ledger.rows(
             "SELECT image_id FROM outbox JOIN object ON object.id = object_id"
-            " JOIN result ON result.id = result_id"
-            " WHERE destination = ? AND state = 'parked' AND last_status LIKE ?",
-            *(self._destination.name, f"{FILE_STATUS}%"),
+            f" JOIN result ON result.id = result_id WHERE destination = ? AND {which}",
+            self._destination.name,
         )
-        return [row["image_id"] for row in rows]
+        return _named([row["image_id"] for row in rows])
 
     def _clear_object_alerts(self) -> None:
-        """End what was said of single objects, once none is parked, or stuck."""
-        name = self._destination.name
-        of_parked = (f"rejects:{name}", f"file:{name}")
-        self._clear_unless_there(of_parked, "state = 'parked'")
-        stuck = f"state IN ('queued', 'sending') AND tries >= {len(self._waits)}"
-        self._clear_unless_there((f"stuck:{name}",), stuck)
-
-    def _clear_unless_there(self, keys: tuple[str, ...], which: str) -> None:
-        """Clear alerts unless the destination's part of the outbox has such an object."""
-        marks = ", ".join("?" * len(keys))
-        if self._ledger.row(f"SELECT 1 FROM alert WHERE key IN ({marks})", *keys) and not (
-            self._ledger.row(
-                f"SELECT 1 FROM outbox WHERE {which} AND destination = ?", self._destination.name
-            )
-        ):
-            for key in keys:
+        """End what was said of single objects, once none is so; name those that are damaged now."""
+        for kind, which in (("rejects", _REJECTED), ("file", _DAMAGED), ("stuck", self._stuck)):
+            key = f"{kind}:{self._destination.name}"
+            alert = self._ledger.row("SELECT code, detail FROM alert WHERE key = ?", key)
+            if alert is None:
+                continue
+            images, detail = self._images(which), json.loads(alert["detail"])
+            if not images:
                 self._ledger.clear_alert(key)
+            elif kind == "file" and detail.get("images") != images:
+                self._ledger.raise_alert(key, alert["code"], **{**detail, "images": images})
 
     def _newest_event(self) -> int:
         row = self._ledger.row("SELECT max(id) AS id FROM event")

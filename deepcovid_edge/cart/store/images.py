@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -191,6 +192,22 @@ class Images:
                         if one.kind in kinds
                     ],
                 )
+
+    def delete_unnamed(self, image: ClaimedImage, settled: Settled) -> None:
+        """Delete objects of tries that ended before their result was written: nothing names them.
+
+        Only the worker calls this, before it settles the image.
+        """
+        rows = self.ledger.rows(
+            "SELECT path FROM object JOIN result ON result.id = result_id WHERE image_id = ?",
+            image.image_id,
+        )
+        named = {Path(row["path"]).name for row in rows}
+        named |= {one.path.name for one in settled.objects}
+        for path in self.spool.results(image.content_sha256).glob("*.dcm"):
+            if path.name not in named:
+                with suppress(OSError):  # the room is not worth the result
+                    path.unlink()
 
     def _forget_deleted(self, image_id: int) -> None:
         """Forget objects of an image whose files were deleted: they cannot be sent any more."""

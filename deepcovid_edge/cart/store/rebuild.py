@@ -60,8 +60,8 @@ _IMAGE = (
 _RESULT = ("image_id", "model_sha256", "site_sha256", "decision", "record", "made_utc", "settling")
 _ARRIVAL = ("image_id", "at_utc", "source", "peer", "ae_title", "same_bytes")
 """Columns of every version of the ledger."""
-Answerer = tuple[str, str]
-"""SHA-256 of the model that answered, and of its site file or an empty text."""
+Answer = tuple[Mapping[str, Any], str]
+"""The record of a result, and when its objects were made."""
 _ANSWERED = (
     f"state = '{EXPIRED}' OR (state IN ('{ASSESSED}', '{NOT_ASSESSED}') AND NOT "
     f"{unanswered(has_destinations=True)}"
@@ -166,14 +166,14 @@ def catch_up(ledger: Ledger, spool: Spool) -> int:
 
     Names are read from the images again, results from what lies beside their objects. An image
     whose files were deleted since is `expired`, and nothing of it is sent: its destinations had it
-    before. One that was taken again since is not `expired` any more, and one that another model
-    has answered since has that answer.
+    before. One that was taken again since is not `expired` any more, and one that was answered
+    again since, by the same model or another one, has that answer.
     """
     intake, images = Intake(ledger, spool), Images(ledger, spool)
     known = {
         row["content_sha256"]: row
         for row in ledger.rows(
-            "SELECT image.id, content_sha256, suffix, state, model_sha256, site_sha256"
+            "SELECT image.id, content_sha256, suffix, state, record, made_utc"
             f" FROM image LEFT JOIN result ON result.id = {LAST_RESULT}"
         )
     }
@@ -181,7 +181,7 @@ def catch_up(ledger: Ledger, spool: Spool) -> int:
     for path in _images(spool):
         row = known.pop(path.stem, None)
         with contextlib.suppress(NotTakenError), ledger.transaction():
-            settled_by: Answerer | None = None
+            known_answer: Answer | None = None
             if row is None or row["state"] == EXPIRED:
                 image_id = intake.note_stored(path, Arrival("restore", "spool")).image_id
                 count += row is None
@@ -189,8 +189,8 @@ def catch_up(ledger: Ledger, spool: Spool) -> int:
                 image_id = row["id"]
                 intake.note_who(image_id, path)
                 if row["state"] not in (RECEIVED, ASSESSING):
-                    settled_by = row["model_sha256"], row["site_sha256"]
-            _settle_again(images, image_id, path, settled_by)
+                    known_answer = json.loads(row["record"] or "{}"), row["made_utc"]
+            _settle_again(images, image_id, path, known_answer)
     with ledger.transaction() as now:
         gone = [(EXPIRED, row["id"]) for row in known.values() if row["state"] != EXPIRED]
         now.executemany("UPDATE image SET state = ? WHERE id = ?", gone)
@@ -248,11 +248,11 @@ def _images(spool: Spool) -> Iterator[Path]:
 
 
 def _settle_again(
-    images: Images, image_id: int, path: Path, settled_by: Answerer | None = None
+    images: Images, image_id: int, path: Path, known_answer: Answer | None = None
 ) -> None:
-    """Give an image the result that lies beside its objects, unless it is that of `settled_by`."""
+    """Give an image the result that lies beside its objects, unless the ledger has it already."""
     settled = _settled(images.spool.results(path.stem))
-    if settled and _made_by(settled.record) != settled_by:
+    if settled and (settled.record, settled.made) != known_answer:
         images.settle(ClaimedImage(image_id, path.stem, path, bool(settled.objects), 1), settled)
 
 
@@ -282,14 +282,10 @@ def _check_record(record: Mapping[str, Any]) -> None:
     if not (
         record["decision"] in SIGNS
         and (score is None or isinstance(score, int | float))
-        and all(isinstance(sha256, str) for sha256 in _made_by(record))
+        and isinstance(record["model_sha256"], str)
+        and (record["site"] is None or isinstance(record["site"]["sha256"], str))
     ):
         raise ValueError("record: has values that `infer` does not write")
-
-
-def _made_by(record: Mapping[str, Any]) -> Answerer:
-    site = record["site"]
-    return record["model_sha256"], site["sha256"] if site else ""
 
 
 def _object(folder: Path, values: Mapping[str, Any]) -> BuiltObject:

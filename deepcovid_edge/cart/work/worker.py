@@ -299,6 +299,7 @@ class Worker(Closing):
         """Write the result beside its objects, for a ledger that is lost, then into the ledger."""
         place = self.spool.results(image.content_sha256) / RECORD_NAME
         self.spool.store([settled_text(settled).encode()], place)
+        self.images.delete_unnamed(image, settled)
         key = f"file {image.image_id}"
         with self.ledger.transaction():
             self.images.settle(image, settled)

@@ -151,9 +151,13 @@ def test_while_the_disk_cannot_be_written_the_alert_names_it_and_not_the_roles(
             (alert,) = raised_alerts(store.ledger)
             assert alert.code is AlertCode.DISK_FAILS
             assert alert.detail == {"why": "Read-only file system"}
-            assert [one.word for one in lights_of(config, store) if one.part == "disk"] == [
-                "light.look"
-            ]
+            assert {one.part: one.state for one in lights_of(config, store)}.items() >= {
+                ("images", "look"),
+                ("assessor", "look"),
+                ("disk", "bad"),
+            }
+            obstacles = health.obstacles(config, store.ledger, store.ledger, store.spool)
+            assert obstacles == ["disk"]
             said = CliRunner().invoke(command, ["acknowledge", str(config.path), "disk_fails"])
             assert said.output == "The alert ends once the disk can be written.\n"
         assert codes_shown(store) == {"receiver_stopped", "worker_stopped"}

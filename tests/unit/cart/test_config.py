@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import threading
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -51,6 +53,15 @@ def test_the_first_configuration_is_read_and_the_rest_has_defaults(tmp_path: Pat
         30,
         "keep",
     )
+
+
+def test_a_configuration_may_come_from_a_pipe(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    writer = threading.Thread(target=pipe.write_text, args=[FIRST], daemon=True)
+    writer.start()
+    assert read_config(pipe).cart.spool == tmp_path / "spool"
+    writer.join(10)
 
 
 @pytest.mark.parametrize(

@@ -116,6 +116,20 @@ def test_a_model_that_is_named_twice_is_not_the_one_before_itself(
     assert in_use(cart) == f"{mine} without a site file"
 
 
+def test_a_model_that_is_named_again_before_any_other_has_none_before_it(
+    cart: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    facts = dict.fromkeys(("model", "model_sha256", "backend", "variant"), "")
+    monkeypatch.setattr(model_pointer, "_prove", lambda *_: facts)
+    run("model", "use", cart, "squeezenet1_1")
+    for path in cart.with_name("spool").glob(f"{LEDGER_NAME}*"):
+        path.unlink()
+    assert in_use(cart) == "squeezenet1_1 without a site file"
+    assert not [one for one in alerts(cart) if one["key"] == "model"], "the pointer is kept"
+    with pytest.raises(UsageError, match="there was none before this one"):
+        run("model", "rollback", cart)
+
+
 @pytest.mark.parametrize("hidden", ["mine.onnx", "site.json"])
 def test_where_the_cart_is_installed_a_model_that_its_services_do_not_see_is_refused(
     cart: Path, monkeypatch: pytest.MonkeyPatch, hidden: str

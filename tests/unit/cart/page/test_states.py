@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cart_page import CONSOLE, HOSTILE, drawn_image, filled, put, served
+from cart_page import CONSOLE, HOSTILE, drawn_image, filled, put, served, write_config
 from cart_peers import HOST
 from cart_store import open_store
 from click.testing import CliRunner
@@ -23,6 +23,7 @@ from deepcovid_edge.cart.commands import command
 from deepcovid_edge.cart.heartbeat import ALIVE_SECONDS, RECEIVER, WORKER
 from deepcovid_edge.cart.page import health, images
 from deepcovid_edge.cart.page.changes import LOOK_SECONDS
+from deepcovid_edge.cart.page.metrics import metrics
 from deepcovid_edge.cart.page.statistics import read_statistics
 from deepcovid_edge.cart.store.ledger import Ledger, LedgerBusyError, LedgerDamagedError
 from deepcovid_edge.cart.store.retention import RetentionSettings, delete_old
@@ -261,3 +262,16 @@ def test_a_share_of_no_images_is_a_dash(tmp_path: Path) -> None:
         *("1", "0"),
         *("0.0 %", "\N{EN DASH}"),
     ]
+
+
+def test_metrics_do_not_say_what_runs_while_no_role_can_say_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = write_config(tmp_path, 8080)
+    with open_store(config.cart.spool) as store:
+        store.ledger.set_meta(RECEIVER, "1")
+        assert b"cart_receiver_alive 0" in metrics(config, store.ledger, store.spool)
+        monkeypatch.setattr(health, "write_fault", lambda _: "Read-only file system")
+        said = metrics(config, store.ledger, store.spool)
+    assert b"_alive" not in said
+    assert b"cart_disk_free_bytes" in said

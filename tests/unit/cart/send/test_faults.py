@@ -17,6 +17,7 @@ from cart_store import Store
 from deepcovid_edge.cart.config import Destination
 from deepcovid_edge.cart.send import outbox
 from deepcovid_edge.cart.send.association import CertificateError
+from deepcovid_edge.cart.send.commitment import CommitmentUser
 from deepcovid_edge.cart.send.outbox import FAILURES_UNTIL_ALERT, Courier
 from deepcovid_edge.cart.store.deliveries import Deliveries
 
@@ -71,3 +72,24 @@ def test_a_certificate_has_an_alert_of_its_own_and_a_ledger_that_fails_ends_no_c
 
     monkeypatch.setattr(store.ledger, "raise_alert", fail)
     courier._tell_of_fault(OSError("disk I/O error"))
+
+
+def test_a_fault_in_storage_commitment_is_told_until_it_is_over(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(outbox, "_AFTER_FAULT_SECONDS", 0.02)
+    monkeypatch.setattr(outbox, "_LOOK_SECONDS", 0.02)
+    goal = Destination("pacs", "PACS", "h", commitment=True)
+    courier = Courier(goal, "CART", Deliveries(store.ledger, store.spool))
+    try:
+        with monkeypatch.context() as failing:
+            failing.setattr(CommitmentUser, "ask", fail)
+            courier.start()
+            wait_until(lambda: alerts(store) == {"fault:pacs": "sending_fails"}, 10)
+        wait_until(lambda: alerts(store) == {}, 10)
+    finally:
+        courier.ask_to_stop()
+        courier.join(10)

@@ -85,6 +85,19 @@ def test_every_image_of_which_an_object_is_refused_is_named(sending: Sending) ->
     assert sending.stuck() == ["2"]
 
 
+def test_after_a_restart_every_image_of_which_an_object_is_refused_is_named(
+    sending: Sending,
+) -> None:
+    reports = [one.object_id for one in sending.outbox.due("pacs") if one.kind == "sr"]
+    for again in range(2):
+        for _ in BACKOFF_SECONDS:
+            for one in reports[again:]:
+                sending.answer(one, BUSY)
+                sending.courier._succeeded()
+        assert sending.stuck() == ["1, 2"]
+        sending.courier = Sending(sending.store).courier
+
+
 def test_every_image_with_a_damaged_object_is_named(
     sending: Sending, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -99,3 +112,35 @@ def test_every_image_with_a_damaged_object_is_named(
     monkeypatch.setattr(outbox, "_MOST_NAMED", 1)
     sending.answer(others[1], DAMAGED)
     assert sending.stuck("file_damaged") == ["1 and 1 more"]
+
+
+def test_images_whose_objects_are_damaged_no_more_are_not_named(sending: Sending) -> None:
+    """Nor is an object that a destination rejects taken for a damaged one, or the other way."""
+    refused = Answer("0x0122 class not supported", "permanent")
+    first, second, third, _ = (one.object_id for one in sending.outbox.due("pacs"))
+    for one, answer in ((first, DAMAGED), (second, refused), (third, DAMAGED)):
+        sending.answer(one, answer)
+    for mended, damaged, codes in (
+        (first, ["2"], ["file_damaged", "destination_rejects"]),
+        (third, [], ["destination_rejects"]),
+        (second, [], []),
+    ):
+        with sending.store.ledger.transaction() as now:
+            now.execute("UPDATE outbox SET state = 'queued' WHERE object_id = ?", (mended,))
+        sending.answer(mended, SENT)
+        sending.courier._clear_object_alerts()
+        assert sending.stuck("file_damaged") == damaged
+        rows = sending.store.ledger.rows("SELECT code FROM alert ORDER BY since_utc")
+        assert [row["code"] for row in rows] == codes
+
+
+def test_a_damaged_object_does_not_keep_a_rejection(sending: Sending) -> None:
+    first, second, *_ = (one.object_id for one in sending.outbox.due("pacs"))
+    sending.answer(first, Answer("0x0122 class not supported", "permanent"))
+    sending.answer(second, DAMAGED)
+    sending.outbox.resend()
+    sending.answer(second, DAMAGED)
+    sending.answer(first, SENT)
+    sending.courier._clear_object_alerts()
+    rows = sending.store.ledger.rows("SELECT code FROM alert")
+    assert [row["code"] for row in rows] == ["file_damaged"]

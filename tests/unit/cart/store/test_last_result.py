@@ -108,3 +108,20 @@ def test_a_copy_from_before_the_last_answer_gets_it_from_the_files(tmp_path: Pat
     with open_store(tmp_path) as store:
         assert shown(store) == ("positive", FIRST)
         assert store.events().count("assessed") == 3
+
+
+def test_a_copy_from_before_the_same_model_answered_again_gets_it_from_the_files(
+    tmp_path: Path,
+) -> None:
+    with open_store(tmp_path) as store:
+        answer(store, FIRST, "negative")
+        copy = back_up(tmp_path, tmp_path / "backup", keep=1)
+        delete(store)
+        answer(store, FIRST, "positive")
+        assert restore(store.spool, copy) == 0
+    with open_store(tmp_path) as store:
+        assert shown(store) == ("positive", FIRST)
+        settled = store.events().count("assessed")
+        assert restore(store.spool, back_up(tmp_path, tmp_path / "backup", keep=1)) == 0
+    with open_store(tmp_path) as store:
+        assert store.events().count("assessed") == settled, "it has that answer already"

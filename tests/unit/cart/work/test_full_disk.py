@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any, cast
 
 import pytest
-from cart_store import ROOMY, open_store
+from cart_store import DESTINATIONS, ROOMY, open_store, record
 
 from deepcovid_edge.cart.config import CartConfig, CartSettings, ReceiveSettings
+from deepcovid_edge.cart.store.images import Settled
 from deepcovid_edge.cart.store.ledger import LedgerBusyError, LedgerFullError
 from deepcovid_edge.cart.store.spool import SpoolFullError
 from deepcovid_edge.cart.work import assessor_child
@@ -104,3 +105,22 @@ def test_the_ballast_is_given_up_only_where_the_disk_is_full(
         worker._ready = object  # type: ignore[method-assign, assignment]
         worker.run()
         assert (store.spool.folder / "ballast").exists() == stays
+
+
+def test_objects_of_tries_that_were_ended_do_not_stay_on_the_disk(tmp_path: Path) -> None:
+    """Those of earlier results do, which were sent."""
+    with open_store(tmp_path / "spool") as store:
+        store.take()
+        settings = CartSettings(store.spool.folder)
+        config = CartConfig(Path("c"), settings, ReceiveSettings(folders=(tmp_path / "in",)))
+        worker = Worker(config, store.ledger, store.spool, threading.Event())
+        claimed = store.images.claim()
+        assert claimed is not None
+        earlier = store.built(claimed, "sr")
+        worker._settle(claimed, Settled(record("negative"), [earlier], DESTINATIONS))
+        left, now = (store.built(claimed, kind) for kind in ("sr3d", "sc"))
+        worker._settle(claimed, Settled(record("negative"), [now], DESTINATIONS))
+        assert [one.path.exists() for one in (earlier, left, now)] == [True, False, True]
+        row = store.ledger.row("SELECT result_bytes FROM image")
+        assert row is not None
+        assert row["result_bytes"] == store.spool.results_size(claimed.content_sha256)
