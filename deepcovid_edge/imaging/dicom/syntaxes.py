@@ -36,7 +36,7 @@ _ZEROS = 64
 _UNDEFINED = 0xFFFFFFFF
 _PIXELS, _LAST = 0x7FE00000, 0x7FE0FFFF
 """Group of the pixels, behind which an image has no more than padding."""
-_LAST_PIXELS = 0x7FE00010
+_LAST_PIXELS, _STRAY = 0x7FE00010, 4
 _MOST_ZEROS = 512
 """Zeros behind pixels that end in as many: where there are more, they may be rows that damage moved
 there."""
@@ -304,7 +304,9 @@ def _chain(data: bytes, at: int, encoding: Encoding) -> int:
 
 
 def is_end_of_data_set(data: bytes, at: int, encoding: Encoding) -> bool:
-    """Whether nothing but zeros or elements stands from an offset on, the last maybe cut off.
+    """Whether nothing but padding or elements stands from an offset on, the last maybe cut off.
+
+    Padding is zeros, or a few bytes of anything.
 
     Args:
         data: The data set.
@@ -314,7 +316,7 @@ def is_end_of_data_set(data: bytes, at: int, encoding: Encoding) -> bool:
     last, zeros = _LAST_PIXELS, at + len(data[at:].rstrip(b"\0"))
     may_be_rows = not data[max(0, at - _MOST_ZEROS) : at].strip(b"\0")
     most = _MOST_ZEROS if may_be_rows else len(data)
-    while at < zeros or len(data) - at > most:
+    while len(data) - at > (_STRAY if at < zeros else most):
         element = _element(data, at, encoding)
         if element is None or element[0] <= last:
             return False
