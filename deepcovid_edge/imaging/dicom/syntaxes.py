@@ -36,7 +36,7 @@ _ZEROS = 64
 _UNDEFINED = 0xFFFFFFFF
 _PIXELS, _LAST = 0x7FE00000, 0x7FE0FFFF
 """Group of the pixels, behind which an image has no more than padding."""
-_LAST_PIXELS, _STRAY = 0x7FE00010, 4
+_LAST_PIXELS, _STRAY = 0x7FE00010, 1
 _MOST_ZEROS = 512
 """Zeros behind pixels that end in as many: where there are more, they may be rows that damage moved
 there."""
@@ -306,7 +306,7 @@ def _chain(data: bytes, at: int, encoding: Encoding) -> int:
 def is_end_of_data_set(data: bytes, at: int, encoding: Encoding) -> bool:
     """Whether nothing but padding or elements stands from an offset on, the last maybe cut off.
 
-    Padding is zeros, or a few bytes of anything.
+    Padding is zeros, or one byte of anything, as makes a length even.
 
     Args:
         data: The data set.

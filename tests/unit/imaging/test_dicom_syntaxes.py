@@ -230,7 +230,7 @@ BEHIND_PIXELS = {
     "zeros": bytes(500),
     "a page of zeros": bytes(4096),
     "a byte": b" ",
-    "a few bytes": b"\1\2\3\4",
+    "one byte": b" ",
     "padding": b"\xfc\xff\xfc\xffOB\0\0\x08\0\0\0" + bytes(range(8)),
     "private elements": element(0x7FE10010, b"A VENDOR") + element(0x7FE11001, b"1.2"),
     "an element and zeros": element(0x7FE10010, b"A VENDOR") + bytes(100),
@@ -239,7 +239,7 @@ BEHIND_PIXELS = {
 }
 NO_ELEMENTS = {
     "rows": bytes(range(1, 250)),
-    "more than a few bytes": b"\1\2\3\4\5",
+    "two bytes": b"\1\2",
     "an element of the header": element(0x0020000D, b"1.2.3"),
     "the pixels again": b"\xe0\x7f\x10\0OW\0\0\2\0\0\0\1\1",
     "an element, then rows": element(0x7FE10010, b"A VENDOR") + bytes(range(1, 250)),
