@@ -2,8 +2,8 @@
 
 EXIF (CIPA DC-008, tag 0x0112) and TIFF (6.0, tag 274) have a number for it. A file without that
 number may state it in XMP (`tiff:Orientation`, XMP Specification part 2): so do PNG files that were
-turned on a Mac. Pillow reads it by the same pattern. Of a TIFF that only OpenCV opens XMP is not
-read.
+turned on a Mac. Pillow reads it too, in fewer of its spellings. Of a TIFF that only OpenCV opens
+XMP is not read.
 """
 
 from __future__ import annotations
@@ -33,7 +33,8 @@ SIDEWAYS = {5, 6, 7, 8}
 _EXIF_KEYS = {"exif", "Raw profile type exif"}
 """Where Pillow keeps EXIF; the second is ImageMagick's way in PNG."""
 _XMP_KEYS = ("xmp", "XML:com.adobe.xmp")
-_XMP = re.compile(rb'tiff:Orientation(?:="|>)([0-9])')
+_XMP = re.compile(rb"""tiff:Orientation\s*(?:=\s*["']|>\s*)([1-8])""")
+"""An attribute or an element (XML 1.0, productions 10, 25 and 40)."""
 
 
 def stated_orientation(picture: Any) -> int:

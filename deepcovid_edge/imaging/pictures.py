@@ -281,7 +281,7 @@ def _upright_shape(picture: Picture, data: bytes) -> PixelShape:
     width, height = picture.size
     if stated_orientation(picture) in SIDEWAYS:
         shape = shape.turned()
-        if picture.format != "TIFF":  # Pillow gives the size of a TIFF upright
+        if not _tiff_tag(picture, 274):  # by which Pillow gives the size of a TIFF upright
             width, height = height, width
     height, width = shape.square((height, width))
     check_size(width, height)
@@ -365,10 +365,9 @@ def _is_lossy(picture: Picture, data: bytes) -> bool:
 def _decode(picture: Picture, data: bytes) -> tuple[NDArray[Any], list[WarningCode]]:
     """Upright pixels of shape (H, W) or (H, W, 3), RGB, uint8 or uint16, alpha laid on black."""
     orientation = stated_orientation(picture)
-    # Both decoders turn a TIFF themselves, but OpenCV reads no XMP.
-    is_turned = picture.format == "TIFF" and bool(
-        _tiff_tag(picture, 274) or not _is_deep_colour(picture)
-    )
+    # Both decoders turn a TIFF by its tag; Pillow also by XMP, where it gives that as the tag.
+    by_pillow = picture.format == "TIFF" and not _is_deep_colour(picture)
+    is_turned = bool(_tiff_tag(picture, 274) or (by_pillow and exif_tag(picture, 274, None)))
     try:
         if isinstance(picture, PlainJpeg) or picture.format == "JPEG":
             pixels = decode_jpeg(data, "GRAY" if picture.mode == "L" else "RGB")

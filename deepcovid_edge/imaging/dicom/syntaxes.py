@@ -36,7 +36,10 @@ _ZEROS = 64
 _UNDEFINED = 0xFFFFFFFF
 _PIXELS, _LAST = 0x7FE00000, 0x7FE0FFFF
 """Group of the pixels, behind which an image has no more than padding."""
-_LAST_PIXELS, _MOST_PADDING = 0x7FE00010, 512
+_LAST_PIXELS, _STRAY = 0x7FE00010, 1
+_MOST_ZEROS = 512
+"""Zeros behind pixels that end in as many: where there are more, they may be rows that damage moved
+there."""
 _LONGEST = 128
 _UID = re.compile(r"[0-9]+(\.[0-9]+)+")
 _KINDS = re.compile(
@@ -303,13 +306,17 @@ def _chain(data: bytes, at: int, encoding: Encoding) -> int:
 def is_end_of_data_set(data: bytes, at: int, encoding: Encoding) -> bool:
     """Whether nothing but padding or elements stands from an offset on, the last maybe cut off.
 
+    Padding is zeros, or one byte of anything, as makes a length even.
+
     Args:
         data: The data set.
         at: Offset behind the pixels.
         encoding: How its elements stand.
     """
-    last = _LAST_PIXELS
-    while len(data) - at > _MOST_PADDING or data[at:].strip(b"\0"):
+    last, zeros = _LAST_PIXELS, at + len(data[at:].rstrip(b"\0"))
+    may_be_rows = not data[max(0, at - _MOST_ZEROS) : at].strip(b"\0")
+    most = _MOST_ZEROS if may_be_rows else len(data)
+    while len(data) - at > (_STRAY if at < zeros else most):
         element = _element(data, at, encoding)
         if element is None or element[0] <= last:
             return False

@@ -3,8 +3,9 @@
 A decoder of a whole image reads its data to the end. Behind damage it reads other codes, and so
 either lacks data, which libwebp tells, or leaves some unread, which it passes over. Zeros alone
 tell nothing, as a black border becomes thousands of them; those that fill whole sectors of a disk
-do. Still missed are 3 to 20 in a hundred sectors of a lossless WebP (by its method) that hold other
-data: its codes find their place again, and nothing is left over.
+do, and so do those from a sector to the end. Still missed are 3 to 20 in a hundred sectors of a
+lossless WebP (by its method) that hold other data: its codes find their place again, and nothing is
+left over.
 """
 
 from __future__ import annotations
@@ -17,14 +18,13 @@ import numpy as np
 
 from deepcovid_edge.errors import NotAssessedError
 from deepcovid_edge.imaging.radiograph import ONE_GREY
-from deepcovid_edge.imaging.signatures import ends_in_zeros
 from deepcovid_edge.reasons import Reason
 
 if TYPE_CHECKING:
     from PIL import Image
 
 _ZEROS = 32
-"""A WebP ends in so many zeros where its last rows are of one grey, or were never written."""
+"""A WebP ends in so many zeros where much of its last rows is of one grey, or was never written."""
 _UNREAD = {b"VP8 ": 8, b"VP8L": 4}
 """Bytes at the end that no decoder of a whole image leaves unread: in 31,000 files of libwebp, of
 all its methods and qualities, it leaves up to 3 and 1; encoders of VP8 may add 4 (RFC 6386, 7.3).
@@ -42,14 +42,14 @@ def check_webp(picture: Image.Image, data: bytes) -> None:
         data: Its file.
 
     Raises:
-        NotAssessedError: The data end in zeros amid a row, lack sectors, or are longer than what is
-            decoded.
+        NotAssessedError: The data end in zeros from a sector on amid a row, lack sectors, or are
+            longer than what is decoded.
     """
     place = _pixels(data)
     if place is None:
         return
     pixels = np.asarray(picture)
-    if ends_in_zeros(data, place.stop, _ZEROS) and np.ptp(pixels[-1, :, :3]) > ONE_GREY:
+    if _lacks_its_end(data[: place.stop]) and np.ptp(pixels[-1, :, :3]) > ONE_GREY:
         raise NotAssessedError(Reason.TRUNCATED, "its data end in zeros")
     if _lacks_sectors(data, place):
         raise NotAssessedError(Reason.DECODE, "its pixels are damaged: sectors are empty")
@@ -68,6 +68,12 @@ def _pixels(data: bytes) -> slice | None:
             return slice(at, at + length)
         at += length + length % 2
     return None
+
+
+def _lacks_its_end(data: bytes) -> bool:
+    """Whether zeros stand from a sector, or the byte before it, to the end: a copy that stopped."""
+    start = len(data.rstrip(b"\0"))
+    return len(data) - start >= _ZEROS and -start % _SECTOR <= 1
 
 
 def _lacks_sectors(data: bytes, place: slice) -> bool:

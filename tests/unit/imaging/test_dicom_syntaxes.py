@@ -22,7 +22,18 @@ from deepcovid_edge.reasons import Reason
 
 pytest.importorskip("pydicom", reason="needs extra dicom")
 pytest.importorskip("imagecodecs", reason="needs extra dicom")
-from dicom_files import DX, EXPLICIT, J2K, JPEG_LS, RLE, compressed, dataset, fragments, written
+from dicom_files import (
+    DX,
+    EXPLICIT,
+    J2K,
+    JPEG_LS,
+    RLE,
+    compressed,
+    dataset,
+    fragments,
+    reason_of,
+    written,
+)
 from pydicom.dataset import Dataset
 from pydicom.filebase import DicomBytesIO
 from pydicom.filewriter import write_dataset
@@ -217,15 +228,18 @@ def test_deflated_data_that_lack_their_last_block_are_read_if_all_pixels_are_the
 BEHIND_PIXELS = {
     "nothing": b"",
     "zeros": bytes(500),
+    "a page of zeros": bytes(4096),
+    "a byte": b" ",
+    "one byte": b" ",
     "padding": b"\xfc\xff\xfc\xffOB\0\0\x08\0\0\0" + bytes(range(8)),
     "private elements": element(0x7FE10010, b"A VENDOR") + element(0x7FE11001, b"1.2"),
     "an element and zeros": element(0x7FE10010, b"A VENDOR") + bytes(100),
+    "an element and a byte": element(0x7FE10010, b"A VENDOR") + b" ",
     "a sequence": b"\xfa\xff\xfa\xffSQ\0\0\xff\xff\xff\xff" + b"\xfe\xff\xdd\xe0\0\0\0\0",
 }
 NO_ELEMENTS = {
     "rows": bytes(range(1, 250)),
-    "few bytes": b"\1\2\3",
-    "a page of zeros": bytes(4096),
+    "two bytes": b"\1\2",
     "an element of the header": element(0x0020000D, b"1.2.3"),
     "the pixels again": b"\xe0\x7f\x10\0OW\0\0\2\0\0\0\1\1",
     "an element, then rows": element(0x7FE10010, b"A VENDOR") + bytes(range(1, 250)),
@@ -248,6 +262,19 @@ def test_anything_else_behind_deflated_pixels_is_damage(behind: str, decode: Dec
     with pytest.raises(NotAssessedError, match=r"damaged: \d+ bytes behind the pixels") as caught:
         decode(PREAMBLE + meta(DEFLATED) + packed)
     assert caught.value.reason is Reason.DECODE
+
+
+def test_more_zeros_behind_black_rows_may_be_rows_that_damage_moved(decode: Decode) -> None:
+    pixels = image(12)
+    pixels[-8:] = 0
+    packed = [
+        PACKED["deflated"](
+            data_set(dataset(pixels, stored=12), little=True, implicit=False) + zeros
+        )
+        for zeros in (bytes(512), bytes(514))
+    ]
+    assert np.array_equal(decode(PREAMBLE + meta(DEFLATED) + packed[0]).pixels, pixels)
+    assert reason_of(decode, PREAMBLE + meta(DEFLATED) + packed[1]) is Reason.DECODE
 
 
 @pytest.mark.parametrize("kind", [kind for kind in FUZZED if kind != "dicom"])

@@ -162,6 +162,44 @@ def test_an_orientation_in_xmp_is_applied_once(
     assert read.warnings == (() if orientation == 1 else (WarningCode.EXIF,))
 
 
+SPELLINGS = (
+    b"<rdf:Description tiff:Orientation='6'/>",
+    b'<rdf:Description tiff:Orientation = "6"/>',
+    b"<rdf:Description tiff:Orientation\n=\t'6'/>",
+    b"<tiff:Orientation\n> 6 </tiff:Orientation>",
+)
+"""By XML 1.0, productions 10, 25 and 40."""
+SPELT: dict[str, Callable[[Any, NDArray[Any], bytes], bytes]] = {
+    "png": lambda p, image, text: p.png(image, 0, before=[itxt(text)]),
+    "tiff": lambda p, image, text: p.encode(image, "TIFF", tiffinfo={700: text}),
+    "tiff-rgb": lambda p, image, text: tiff_of_rgb(p.rgb(image), text),
+    "jpeg": lambda p, image, text: p.encode(image, "JPEG", xmp=text),
+    "webp": lambda p, image, text: p.encode(image, "WEBP", xmp=text),
+}
+
+
+@pytest.mark.parametrize("text", SPELLINGS)
+@pytest.mark.parametrize(
+    ("kind", "bits"), [*product(SPELT, (8,)), *product(("png", "tiff", "tiff-rgb"), (16,))]
+)
+def test_an_orientation_in_xmp_is_read_in_every_spelling(
+    kind: str, bits: int, text: bytes, pictures: Any, decode: Decode
+) -> None:
+    image = pictures.image(bits=bits)
+    plain, turned = (decode(SPELT[kind](pictures, image, one)) for one in (xmp(1), text))
+    assert equal(turned, np.rot90(plain.pixels, 3), (1 << bits) - 1)
+    assert set(turned.warnings) - set(plain.warnings) == {WarningCode.EXIF}
+
+
+@pytest.mark.parametrize("text", [xmp(6), *SPELLINGS])
+def test_the_size_of_a_tiff_turned_by_xmp_is_its_upright_one(
+    text: bytes, pictures: Any, decode: Decode
+) -> None:
+    image = pictures.image(120, 200)  # 400 x 120 squares if only its pixels were turned
+    data = pictures.encode(image, "TIFF", tiffinfo={700: text}, dpi=(200, 100))
+    assert decode(data).pixels.shape == (200, 240)
+
+
 @pytest.mark.parametrize("channels", ["grey", "rgb"])
 @pytest.mark.parametrize("kind", ["JPEG", "WEBP"])
 def test_an_orientation_in_xmp_of_a_jpeg_or_webp_is_applied_once(

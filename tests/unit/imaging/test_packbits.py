@@ -71,12 +71,33 @@ def test_a_strip_of_packbits_is_as_long_as_its_rows(pictures: Any, decode: Decod
         assert said == f"strip or tile {number + 1} {DAMAGED}"
 
 
-@pytest.mark.parametrize("behind", [b"", b"\0", b"x", bytes(30), b"\x80", b"\x80" * 7], ids=repr)
+BEHIND = [b"", b"\0", b"x", b"\x11\x22\x33", b"wxyz", b"x" + bytes(30), b"\x80", b"\x80" * 7]
+
+
+@pytest.mark.parametrize("behind", BEHIND, ids=repr)
 def test_padding_behind_packbits_is_no_damage(behind: bytes, pictures: Any, decode: Decode) -> None:
     image = pictures.image()
     pieces = [b"\x80" + strip + behind for strip in in_strips(image, 48)]
     read = decode(in_pieces(pieces, image.shape, {259: PACKBITS, 278: 48}))
     assert np.array_equal(read.pixels, image)
+
+
+def test_lengths_of_packbits_may_reach_into_the_next_strip(pictures: Any, decode: Decode) -> None:
+    image = pictures.image()
+    data = in_pieces(in_strips(image, 48), image.shape, {259: PACKBITS, 278: 48})
+    assert np.array_equal(decode(longer_strips(data, 4)).pixels, image)
+    assert detail(decode, longer_strips(data, 5)).endswith(DAMAGED)
+
+
+def longer_strips(data: bytes, more: int) -> bytes:
+    """A file that states so many bytes more for each of its strips but the last."""
+    lengths = read_directory(data).tags[SIZES]
+    stated, longer = (
+        struct.pack(f"<{len(lengths)}I", *sizes)
+        for sizes in (lengths, [size + more for size in lengths[:-1]] + [lengths[-1]])
+    )
+    assert data.count(stated) == 1
+    return data.replace(stated, longer)
 
 
 def test_the_last_strip_of_packbits_may_be_filled(pictures: Any, decode: Decode) -> None:

@@ -74,6 +74,31 @@ def test_whole_webp_with_wide_borders_is_read(
         assert np.array_equal(read, image)
 
 
+@pytest.mark.parametrize("method", [0, 1, 2])
+def test_whole_webp_that_ends_in_zeros_amid_a_row_is_read(
+    method: int, pictures: Any, decode: Decode
+) -> None:
+    """Black rows below, and a white strip beside them, as of a collimator."""
+    image = bordered(pictures.image(400, 320), "bottom", 0)
+    image[:, :40] = 255
+    whole = pictures.encode(image, "WEBP", quality=100, method=method)
+    assert whole.endswith(bytes(64))
+    assert decode(whole).pixels.shape == image.shape
+
+
+@pytest.mark.parametrize("kind", KINDS[::2], ids=str)
+def test_a_webp_whose_copy_stopped_at_a_sector_lacks_its_end(
+    kind: dict[str, Any], pictures: Any, decode: Decode
+) -> None:
+    whole = pictures.encode(pictures.image(300, 320), "WEBP", **kind)
+    said = set()
+    for kept in range(1024, len(whole) - 64, 512):
+        with pytest.raises(NotAssessedError) as caught:
+            decode(whole[:kept] + bytes(len(whole) - kept))
+        said.add(caught.value.detail)
+    assert "its data end in zeros" in said
+
+
 @pytest.mark.parametrize("lossless", [True, False])
 @pytest.mark.parametrize("method", range(7))
 def test_whole_webp_of_any_quality_is_read(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import struct
 from collections.abc import Callable
 from typing import Any
 
@@ -180,3 +181,21 @@ def test_where_lengths_are_wrong_the_decoder_decides() -> None:
     stream = pillow(noisy(8))
     assert not is_refused(with_packets(stream, b"\x80\x12\xff\xff\x34", 17))
     assert not is_refused(with_packets(stream, b"\x80\x12\xff\xff\x34", 1))
+
+
+@pytest.mark.parametrize(
+    "place",
+    [
+        (2**32 - 1, 2**32 - 1, 0, 0, 2**32 - 1, 2**32 - 1),
+        (280, 320, 2**31, 2**31, 280, 320),
+        (280, 320, 0, 2**32 - 1, 280, 320),
+    ],
+)
+def test_no_size_by_a_damaged_header_is_taken_for_zeros(place: tuple[int, ...]) -> None:
+    """T.800, A.5.1: width, height, left and top of the picture; width and height of a tile."""
+    options = {"precinct_size": (32, 32), "codeblock_size": (16, 16), **KINDS["layers"]}
+    stream = pillow(noisy(8), **options)
+    at = stream.index(b"\xff\x51") + 6
+    changed = stream[:at] + struct.pack(">6I", *place) + stream[at + 24 :]
+    assert with_end(changed) == changed
+    assert not is_refused(changed)

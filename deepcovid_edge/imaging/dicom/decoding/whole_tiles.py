@@ -30,9 +30,9 @@ from deepcovid_edge.imaging.dicom.decoding.codestreams import (
 )
 from deepcovid_edge.reasons import Reason
 
-_SOT, _SOD, _SOP, _EPH = b"\xff\x90", b"\xff\x93", b"\xff\x91\0\4", b"\xff\x92"
+_SOT, _SOD, _SOP = b"\xff\x90", b"\xff\x93", b"\xff\x91\0\4"
 _SOP_SIZE = 6
-_FF, _LAST_CODE = 0xFF, 0x8F
+_FF, _LAST_CODE, _EPH = 0xFF, 0x8F, 0x92
 _BYPASS, _HT = 0x01, 0x40
 """Styles of code-blocks (T.800, table A.19; T.814, A.4)."""
 _LEAST_ZEROS = 64
@@ -65,6 +65,8 @@ def check_tiles(codestream: bytes) -> None:
     if not parts or codestream[parts[-1].end :][: len(END)] != END:  # lengths that are wrong
         return
     most = None if any(part.recodes for part in parts) else _most_zeros(codestream)
+    if most is not None and not 0 <= most < len(codestream):  # by a header that is damaged
+        most = None
     zeros = bytes(most + 1) if most is not None else None
     for part in parts:
         at = _code_of_a_marker(codestream, part)
@@ -96,12 +98,13 @@ def _code_of_a_marker(data: bytes, part: _TilePart) -> int | None:
     """Offset of a byte FF before one that only a marker has; None if SOP and EPH alone have it."""
     codes = np.frombuffer(data, np.uint8, part.end - part.start, part.start)
     ones = np.flatnonzero(codes[:-1] == _FF)
-    sought = part.start + ones[codes[ones + 1] > _LAST_CODE]
+    seconds = codes[ones + 1]
+    sought = part.start + ones[(seconds > _LAST_CODE) & (seconds != _EPH)]
     behind = 0
     for at in map(int, sought):
         if data.startswith(_SOP, at):
             behind = at + _SOP_SIZE  # its number is any
-        elif at >= behind and not data.startswith(_EPH, at):
+        elif at >= behind:
             return at
     return None
 

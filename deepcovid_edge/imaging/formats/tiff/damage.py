@@ -63,6 +63,8 @@ _MAKES = (*range(1, 129), 0, *range(128, 1, -1))
 """Bytes that a run of PackBits takes, by its first one, and that it makes (TIFF 6.0, section 9)."""
 _PADDING = b"\0\x80"
 """What may stand behind the runs: zeros, and the byte that means nothing."""
+_STRAY = 4
+"""Bytes of anything that may stand there too: some writers count a few too many."""
 _COLOURS = {"Gray": "GRAY", "CMYK": "CMYK", "YCCK": "CMYK"}
 _END = b"\xff\xd9"
 
@@ -190,14 +192,14 @@ def _check_packbits(piece: bytes, sizes: range, *, has_end: bool) -> None:
         sizes: Lengths that they may make, bytes.
         has_end: Whether they are known to end with the piece, but for padding.
     """
-    padding = min(len(piece) - 1, len(piece.rstrip(_PADDING))) if has_end else 0
+    least_end = min(len(piece) - 1, len(piece.rstrip(_PADDING)) - _STRAY) if has_end else 0
     end = min(len(piece), 2 * sizes[-1] + _SURPLUS)  # a byte becomes two at most
     least, most, size, at = sizes[0], sizes[-1], 0, 0
     while at < end and size < most:
         head = piece[at]
         at += _TAKES[head]
         size += _MAKES[head]
-        if size >= least and padding <= at <= len(piece) and size in sizes:
+        if size >= least and least_end <= at <= len(piece) and size in sizes:
             return
     raise ValueError("it does not unpack to its rows")
 
