@@ -16,6 +16,8 @@ _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
 _KEPT_BLOCK = 32 << 20
 """The largest M_MMAP_THRESHOLD that glibc takes: half of a thread's heap of 64 MiB."""
 _KEPT_IN_ALL = 1 << 30
+_SILENT = 0
+"""OpenCV, utils/logger.defines.hpp: LOG_LEVEL_SILENT."""
 _CGROUPS, _OWN_CGROUPS = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
 
 
@@ -24,8 +26,9 @@ def set_up() -> None:
     import cv2
 
     cv2.setNumThreads(1)  # images are decoded in parallel; threads inside one would only wait
-    # Broken files get a reason instead.
-    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
+    # Broken files get a reason instead. OpenCV 4 has it in another place than OpenCV 5.
+    set_log_level = getattr(cv2, "setLogLevel", None) or cv2.utils.logging.setLogLevel
+    set_log_level(_SILENT)
     warnings.filterwarnings("ignore", module=r"(PIL|pydicom)\.")
     keep_freed_memory()
 

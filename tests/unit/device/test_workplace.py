@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import cv2
 import pytest
 
 from deepcovid_edge.device import process
@@ -106,6 +107,17 @@ def test_opencv_writes_nothing_of_a_broken_image() -> None:
     ]
     assert "TIFF" in said[0]
     assert said[1] == ""
+
+
+def test_the_log_of_opencv_4_is_silenced_in_its_own_place() -> None:
+    program = (
+        "import cv2\nfrom deepcovid_edge.device.process import set_up\n"
+        "del cv2.utils.logging\ncv2.setLogLevel = print\nset_up()"
+    )
+    if hasattr(cv2, "setLogLevel"):
+        pytest.skip("this is OpenCV 4")
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, check=True)
+    assert done.stdout == b"0\n"
 
 
 @pytest.mark.parametrize(
