@@ -32,8 +32,8 @@ class _Sign(NamedTuple):
     """
 
     at: float
-    boot: str = ""
-    monotonic: float = 0.0
+    boot: str
+    monotonic: float
 
     @property
     def is_now(self) -> bool:
@@ -89,10 +89,8 @@ def silent_since(ledger: Ledger) -> Mapping[str, str]:
 
 
 def _last_sign(ledger: Ledger, key: str) -> _Sign | None:
-    said = json.loads(ledger.get_meta(key) or "null")
-    if said is None:
-        return None
-    return _Sign(*said) if isinstance(said, list) else _Sign(said)  # of an earlier program
+    said = ledger.get_meta(key)
+    return None if said is None else _Sign(*json.loads(said))
 
 
 def _utc(at: float) -> str:

@@ -125,7 +125,7 @@ def test_an_alert_is_acknowledged_by_its_key_or_by_a_code_that_it_alone_has(tmp_
 def test_no_person_ends_the_alert_that_a_process_does_not_run(tmp_path: Path) -> None:
     config, code = config_of(tmp_path), AlertCode.WORKER_STOPPED.code
     with open_store(config.cart.spool) as store:
-        store.ledger.set_meta(WORKER, "1")
+        store.ledger.set_meta(WORKER, '[1, "another start", 0]')
         Heartbeat(store.ledger, RECEIVER).beat()
     done = CliRunner().invoke(
         command, ["acknowledge", str(config.path), code], standalone_mode=False
@@ -144,7 +144,7 @@ def test_while_the_disk_cannot_be_written_the_alert_names_it_and_not_the_roles(
     config = config_of(tmp_path)
     with open_store(config.cart.spool) as store:
         for key in (RECEIVER, WORKER):
-            store.ledger.set_meta(key, "1")
+            store.ledger.set_meta(key, '[1, "another start", 0]')
         assert codes_shown(store) == {"receiver_stopped", "worker_stopped"}
         with monkeypatch.context() as broken:
             broken.setattr(spool, "TemporaryFile", fails)

@@ -20,7 +20,7 @@ from click.testing import CliRunner
 
 from deepcovid_edge.cart.alerts import AlertCode, UnknownCode
 from deepcovid_edge.cart.commands import command
-from deepcovid_edge.cart.heartbeat import ALIVE_SECONDS, RECEIVER, WORKER
+from deepcovid_edge.cart.heartbeat import RECEIVER, WORKER
 from deepcovid_edge.cart.page import health, images
 from deepcovid_edge.cart.page.changes import LOOK_SECONDS
 from deepcovid_edge.cart.page.metrics import metrics
@@ -98,7 +98,7 @@ def test_an_alert_of_another_version_has_a_sentence_and_a_fix(tmp_path: Path) ->
 
 def test_only_an_alert_that_a_person_can_end_has_a_button(tmp_path: Path) -> None:
     with open_store(tmp_path / "spool") as store, served(tmp_path) as found:
-        store.ledger.set_meta(WORKER, "1")
+        store.ledger.set_meta(WORKER, '[1, "another start", 0]')
         store.ledger.raise_alert("clock", AlertCode.CLOCK.code)
         shown = found.reader.get("/alerts").text
     assert 'name="key" value="clock"' in shown
@@ -164,7 +164,7 @@ def test_a_role_that_does_not_run_is_told_by_all_who_are_asked(
 ) -> None:
     with served(filled(tmp_path)) as found, open_store(tmp_path / "spool") as store:
         assert code.sentence not in found.reader.get("/alerts").text.partition("<details>")[0]
-        store.ledger.set_meta(key, f"{time.time() - 2 * ALIVE_SECONDS:.0f}")
+        store.ledger.set_meta(key, '[1, "another start", 0]')
         answer = found.reader.get("/readyz")
         assert (answer.status, json.loads(answer.data)["obstacles"]) == (503, [obstacle])
         lights = {one.part: one for one in health.lights(found.config, store.ledger, store.spool)}
@@ -269,7 +269,7 @@ def test_metrics_do_not_say_what_runs_while_no_role_can_say_it(
 ) -> None:
     config = write_config(tmp_path, 8080)
     with open_store(config.cart.spool) as store:
-        store.ledger.set_meta(RECEIVER, "1")
+        store.ledger.set_meta(RECEIVER, '[1, "another start", 0]')
         assert b"cart_receiver_alive 0" in metrics(config, store.ledger, store.spool)
         monkeypatch.setattr(health, "write_fault", lambda _: "Read-only file system")
         said = metrics(config, store.ledger, store.spool)

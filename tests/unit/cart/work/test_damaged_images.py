@@ -71,7 +71,7 @@ def test_the_worker_says_that_it_runs_while_it_waits_for_the_assessor(
     store: Store, worker: Worker
 ) -> None:
     """A model is loaded for minutes, and an image may take two."""
-    store.ledger.set_meta(WORKER, f"{time.time() - 2 * ALIVE_SECONDS:.0f}")
+    store.ledger.set_meta(WORKER, f'[{time.time() - 2 * ALIVE_SECONDS:.0f}, "another start", 0]')
     assert not assessor_works(store.ledger)
     worker._heart = Heartbeat(store.ledger, WORKER)
     worker._while_waiting()
