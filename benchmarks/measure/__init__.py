@@ -31,6 +31,8 @@ from deepcovid_edge.validation.diagnostics import backend_facts, device_facts
 CORES = len(os.sched_getaffinity(0))
 PAUSE = 0.05
 """Seconds in which the threads of a runtime fall asleep: they spin for a while after a call."""
+AVX2_ALONE = "BENCHMARKS_AVX2_ALONE"
+"""Environment variable: set in a command that avx2_alone.py runs."""
 RESULTS = Path(__file__).parents[1] / "results"
 SCHEMA_VERSION = 1
 
@@ -140,6 +142,8 @@ RUNS_THROUGH = (ExitCode.DONE, ExitCode.NOT_ASSESSED)
 def this_device() -> dict[str, Any]:
     """The device, its processor with what decides how fast it computes INT8."""
     facts = device_facts()
+    if AVX2_ALONE in os.environ:
+        return {**facts, "processor": f"{facts['processor']}, AVX2 alone"}
     if computes_int8_exactly():
         return facts
     return {**facts, "processor": f"{facts['processor']} without VNNI"}
