@@ -11,7 +11,7 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
-from deepcovid_edge.backends.base import Backend
+from deepcovid_edge.backends.base import GPU_LANES, Backend
 from deepcovid_edge.benchmarking.scenarios import Clock, Done, Parts, in_threads
 from deepcovid_edge.benchmarking.settings import NETWORK
 from deepcovid_edge.decision.record import Prediction
@@ -20,8 +20,6 @@ from deepcovid_edge.errors import BenchError
 from deepcovid_edge.model import Model
 from deepcovid_edge.pipeline.pipeline import PredictSettings
 from deepcovid_edge.pipeline.reader import ImageReader, Reading
-
-_GPU_LANES = 2
 
 
 @runtime_checkable
@@ -35,7 +33,7 @@ class TellsParts(Protocol):
 def lanes_of(backend: Backend, scope: str, workers: int | None) -> int:
     """How many queries are in progress at once, as in `predict`: one per core, on a GPU two."""
     if scope == NETWORK and not backend.on_cpu:
-        return workers or _GPU_LANES
+        return workers or GPU_LANES
     return workers or cores()
 
 

@@ -40,7 +40,7 @@ _XMP = re.compile(rb"""tiff:Orientation\s*(?:=\s*["']|>\s*)([1-8])""")
 def stated_orientation(picture: Any) -> int:
     """The orientation that a picture states, 1 where it states none."""
     try:
-        found = exif_tag(picture, 274, None)
+        found = exif_tag(picture, 274)
         return _orientation_of_xmp(picture) if found is None else int(found)
     except (TypeError, ValueError):
         return 1
@@ -54,24 +54,23 @@ def _orientation_of_xmp(picture: Any) -> int:
     return 1
 
 
-def exif_tag(picture: Any, number: int, absent: Any) -> Any:
-    """A tag of EXIF or of TIFF, which share their numbers.
+def exif_tag(picture: Any, number: int) -> Any:
+    """A tag of EXIF or of TIFF, which share their numbers; None where it is not stated.
 
     Args:
         picture: A `pictures.Picture`.
         number: Of the tag.
-        absent: Stands for what is not stated.
     """
     if isinstance(picture, OpenCvTiff):
-        return picture.tag_v2.get(number, absent)
+        return picture.tag_v2.get(number)
     if not hasattr(picture, "getexif"):  # a plain JPEG
-        return absent
+        return None
     if picture.format != "TIFF" and not _EXIF_KEYS & picture.info.keys():
-        return absent
+        return None
     try:  # the method of a PNG decodes the pixels
-        return _base_class().getexif(picture).get(number, absent)
+        return _base_class().getexif(picture).get(number)
     except Exception:  # a damaged EXIF block says nothing
-        return absent
+        return None
 
 
 @cache

@@ -178,7 +178,6 @@ class PlainJpeg:
     size: tuple[int, int]
     format: ClassVar = "JPEG"
     mode: ClassVar = "L"
-    n_frames: ClassVar = 1
 
 
 Picture: TypeAlias = "Image.Image | PlainJpeg | OpenCvTiff"
@@ -293,7 +292,7 @@ def _resolution(picture: Picture) -> list[tuple[Any, Any]]:
 
     Where they are given to a density's pixels, see `aspect.stated_by_container`.
     """
-    across, down = (exif_tag(picture, number, None) for number in (282, 283))
+    across, down = (exif_tag(picture, number) for number in (282, 283))
     return [] if across is None and down is None else [(across, down)]
 
 
@@ -367,7 +366,7 @@ def _decode(picture: Picture, data: bytes) -> tuple[NDArray[Any], list[WarningCo
     orientation = stated_orientation(picture)
     # Both decoders turn a TIFF by its tag; Pillow also by XMP, where it gives that as the tag.
     by_pillow = picture.format == "TIFF" and not _is_deep_colour(picture)
-    is_turned = bool(_tiff_tag(picture, 274) or (by_pillow and exif_tag(picture, 274, None)))
+    is_turned = bool(_tiff_tag(picture, 274) or (by_pillow and exif_tag(picture, 274)))
     try:
         if isinstance(picture, PlainJpeg) or picture.format == "JPEG":
             pixels = decode_jpeg(data, "GRAY" if picture.mode == "L" else "RGB")

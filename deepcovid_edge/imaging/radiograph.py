@@ -43,13 +43,10 @@ class DicomFacts:
     Attributes:
         sop_class_uid: Kind of object.
         sop_instance_uid: Identifier of this image.
-        study_instance_uid: Identifier of the examination.
-        series_instance_uid: Identifier of the series.
         transfer_syntax_uid: How the pixels stood in the file.
         modality: Such as `DX`.
         body_part: As stated, in capitals, or empty.
         view: As stated, in capitals, such as `PA`, or empty.
-        laterality: `L`, `R`, `B`, `U` or empty.
         age_years: Age of the patient at the examination, or None where it is not stated.
         device: Manufacturer, model and station of what took it, or empty.
         month: Month of the examination, such as `2026-11`, or empty.
@@ -57,13 +54,10 @@ class DicomFacts:
 
     sop_class_uid: str
     sop_instance_uid: str
-    study_instance_uid: str
-    series_instance_uid: str
     transfer_syntax_uid: str
     modality: str
     body_part: str
     view: str
-    laterality: str
     age_years: float | None
     device: str = ""
     month: str = ""

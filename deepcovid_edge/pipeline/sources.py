@@ -43,7 +43,7 @@ def _is_there(path: Path) -> bool:
 def check_folders(
     paths: Iterable[Path],
     *,
-    but: Path | None = None,
+    but: Path | None,
     html: Path | None = None,
     maps: Path | None = None,
 ) -> None:

@@ -19,10 +19,7 @@ ROOT = Path(__file__).parents[2]
 PLACES = ("deepcovid_edge", "export/deepcovid_export", "benchmarks")
 SKIPPED = {".venv", ".venv-demo", "runs", "build", ".pytest_cache"}
 DOCUMENTS = sorted(
-    path
-    for path in ROOT.rglob("*.md")
-    if not {".venv", ".venv-demo", "runs", "build", ".pytest_cache"}
-    & set(path.relative_to(ROOT).parts)
+    path for path in ROOT.rglob("*.md") if not SKIPPED & set(path.relative_to(ROOT).parts)
 )
 
 # Concept: the word for it -> the words that lost, as parts of names and as words of documents.

@@ -107,13 +107,6 @@ class ImageWorker(Closing):
         self.facts: RunFacts = facts_of(ready["ready"])
         self.ood = str(ready["ood"])
 
-    def assess(
-        self, images: Sequence[ListedImage], progress: Callable[[int], object] = lambda _: None
-    ) -> list[ScreenedImage]:
-        """The records of images, in their order; see `assess_each`."""
-        (found,) = self.assess_each([images], progress)
-        return found
-
     def assess_each(
         self,
         requests: Iterable[Sequence[ListedImage]],

@@ -58,9 +58,7 @@ class Handlers:
             response.headers.append("set-cookie", language_cookie(language, secure=secure))
             return response
         asked = request.query_params.get("before", "")
-        before = _number(asked.removeprefix("-")) or None
-        if before and asked.startswith("-"):  # as `rebuild.note_arrivals` numbers them
-            before = -before
+        before = _number(asked) or None
         rows = self._it.part(
             request.scope["visitor"],
             "rows",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from pathlib import Path
 
 from deepcovid_edge.cart.alerts import AlertCode
@@ -12,13 +11,11 @@ from deepcovid_edge.cart.store.backup import FOLDER_NAME, newest
 from deepcovid_edge.cart.store.ledger import (
     LEDGER_NAME,
     Ledger,
-    LedgerBusyError,
     LedgerDamagedError,
 )
 from deepcovid_edge.cart.store.rebuild import (
     ALERT_KEY,
     delete_unfinished,
-    note_arrivals,
     rebuild,
     replaced_ledger,
 )
@@ -43,8 +40,6 @@ def open_store(settings: CartSettings) -> tuple[Ledger, Spool]:
         ledger = _open(spool, settings.backup or spool.folder / FOLDER_NAME)
         try:
             settle_pointer(settings, ledger)
-            with contextlib.suppress(LedgerBusyError):  # the disk is full: at the next start
-                note_arrivals(ledger)
         except BaseException:
             ledger.close()
             raise

@@ -225,22 +225,6 @@ def note_unknown(ledger: Ledger, spool: Spool) -> int:
     return count
 
 
-def note_arrivals(ledger: Ledger) -> None:
-    """Give an arrival to each image without one: earlier versions made them so of a copy.
-
-    Its number is below all others: these images came before the rest.
-    """
-    none = "NOT EXISTS (SELECT 1 FROM arrival WHERE image_id = image.id)"
-    if ledger.row(f"SELECT 1 FROM image WHERE {none} LIMIT 1"):
-        with ledger.transaction() as now:
-            now.execute(
-                "INSERT INTO arrival (id, image_id, at_utc, source, peer, same_bytes)"
-                " SELECT (SELECT min(0, coalesce(min(id), 0)) FROM arrival)"
-                " - row_number() OVER (ORDER BY id DESC), id, received_utc, source, '', 1"
-                f" FROM image WHERE {none}"
-            )
-
-
 def _images(spool: Spool) -> Iterator[Path]:
     """The images of a spool, those that came first before the others."""
     found = [path for path in (spool.folder / "images").glob("??/*") if path.is_file()]

@@ -37,14 +37,13 @@ _KIND_TAGS = (
 )
 """Image type, derivation, quality control; species in words and codes, neutered or not, breed:
 eligibility reads them."""
-_STUDY, _SERIES = 0x0020000D, 0x0020000E
 _DEVICE = (0x00080070, 0x00081090, 0x00081010)
 """Manufacturer, model and station."""
 _DATES = (0x00080022, 0x00080023, 0x00080020)
 """Dates of acquisition, content and study: the first that is stated counts."""
 _MONTH = re.compile(r"(\d{4})\.?(0[1-9]|1[0-2])")
 """How a date begins (PS3.5, 6.2; before 1993 with dots)."""
-_ORIENTATION, _LATERALITY, _IMAGE_LATERALITY = 0x00200020, 0x00200060, 0x00200062
+_ORIENTATION = 0x00200020
 _SAMPLES, _PHOTOMETRIC, _PLANAR, _FRAMES = 0x00280002, 0x00280004, 0x00280006, 0x00280008
 _ROWS, _COLUMNS = 0x00280010, 0x00280011
 _ALLOCATED, _STORED, _HIGH_BIT, _SIGN = 0x00280100, 0x00280101, 0x00280102, 0x00280103
@@ -59,7 +58,7 @@ _TONES = (
 )
 _TAGS = (
     *(_SOP_CLASS, _SOP_INSTANCE, _MODALITY, _INTENT, *_KIND_TAGS, *TAGS),
-    *(*_DEVICE, *_DATES, _STUDY, _SERIES, _ORIENTATION, _LATERALITY, _IMAGE_LATERALITY),
+    *(*_DEVICE, *_DATES, _ORIENTATION),
     *(_SAMPLES, _PHOTOMETRIC, _PLANAR, _FRAMES, _ROWS, _COLUMNS, _ALLOCATED, _STORED, _HIGH_BIT),
     *(_SIGN, _BURNED_IN, _LOSSY_RATIO, *_TONES, *geometry.TAGS, OFFSETS),
     *(*FUNCTIONAL_GROUPS, *_OVERLAY_BITS, *_OVERLAY_BITS.values()),
@@ -219,13 +218,10 @@ def _facts(elements: Elements, media_class: str, syntax: str, part: str, view: s
     return DicomFacts(
         sop_class_uid=elements.text(_SOP_CLASS) or media_class,
         sop_instance_uid=elements.text(_SOP_INSTANCE),
-        study_instance_uid=elements.text(_STUDY),
-        series_instance_uid=elements.text(_SERIES),
         transfer_syntax_uid=syntax,
         modality="\\".join(elements.texts(_MODALITY)).upper(),
         body_part=part,
         view=view,
-        laterality=elements.word(_IMAGE_LATERALITY) or elements.word(_LATERALITY),
         age_years=read_age(elements),
         device=" ".join(filter(None, map(elements.text, _DEVICE))),
         month=_month(next(filter(None, map(elements.text, _DATES)), "")),

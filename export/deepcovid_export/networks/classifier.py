@@ -76,10 +76,8 @@ class PaddedClassifier(Classifier):
     scale: Tensor
     shift: Tensor
 
-    def __init__(
-        self, features: nn.Module, maps: nn.Module, last_stage: tuple[str, ...] = ()
-    ) -> None:
-        super().__init__(features, maps, last_stage)
+    def __init__(self, features: nn.Module, maps: nn.Module) -> None:
+        super().__init__(features, maps)
         scale = torch.tensor([1 / (255 * GREY_STD), 0.0]).view(1, 2, 1, 1)
         shift = torch.tensor([-GREY_MEAN / GREY_STD, 1.0]).view(1, 2, 1, 1)
         self.register_buffer("scale", scale, persistent=False)

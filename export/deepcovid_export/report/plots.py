@@ -172,8 +172,8 @@ def _shortcut_rows(shortcuts: Mapping[str, Any]) -> list[tuple[str, Mapping[str,
     ]
 
 
-def _short(name: str, most: int = 30) -> str:
-    return name if len(name) <= most else f"{name[: most - 1]}…"
+def _short(name: str) -> str:
+    return name if len(name) <= 30 else f"{name[:29]}…"
 
 
 def _square(x: str, y: str) -> tuple[Figure, Axes]:

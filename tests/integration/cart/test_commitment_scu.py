@@ -23,7 +23,7 @@ from cart_outbox import (
     scripted,
 )
 from cart_peers import HOST, Orthanc, free_port, needs_orthanc, wait_until
-from cart_store import Store, open_store
+from cart_store import Store
 from pydicom.dataset import Dataset
 from pynetdicom import AE, build_role, evt
 from receiving_cart import ReceivingCart
@@ -32,18 +32,16 @@ from deepcovid_edge.cart.config import Destination
 from deepcovid_edge.cart.send import commitment as commitment_module
 from deepcovid_edge.cart.send.commitment import CommitmentUser, settle_event
 from deepcovid_edge.cart.send.outbox import Outbox
-from deepcovid_edge.cart.store import deliveries as deliveries_module
 from deepcovid_edge.cart.store.deliveries import Deliveries
 
 INSTANCE = "1.2.840.10008.1.20.1.1"
 
 
 @pytest.fixture
-def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Store]:
-    monkeypatch.setattr(deliveries_module, "BACKOFF_SECONDS", WAITS)
+def store(store: Store, monkeypatch: pytest.MonkeyPatch) -> Store:
+    """It asks about storage commitment again soon, too."""
     monkeypatch.setattr(commitment_module, "BACKOFF_SECONDS", WAITS)
-    with open_store(tmp_path / "spool") as opened:
-        yield opened
+    return store
 
 
 def information(question: Any, lost: set[str]) -> Dataset:

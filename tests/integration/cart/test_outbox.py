@@ -9,7 +9,6 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -28,7 +27,7 @@ from cart_outbox import (
     sent_part,
 )
 from cart_peers import free_port, wait_until
-from cart_store import Store, open_store
+from cart_store import Store
 from pydicom import dcmread
 from pynetdicom import evt
 from tcp_proxy import Fault, TcpProxy
@@ -36,15 +35,7 @@ from tcp_proxy import Fault, TcpProxy
 from deepcovid_edge.cart.config import Destination
 from deepcovid_edge.cart.send.dimse import DimseSender
 from deepcovid_edge.cart.send.outbox import STOP_SECONDS, Outbox
-from deepcovid_edge.cart.store import deliveries as deliveries_module
 from deepcovid_edge.cart.store.deliveries import Deliveries
-
-
-@pytest.fixture
-def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Store]:
-    monkeypatch.setattr(deliveries_module, "BACKOFF_SECONDS", WAITS)
-    with open_store(tmp_path / "spool") as opened:
-        yield opened
 
 
 @pytest.fixture

@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 import subprocess
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,24 +24,16 @@ from cart_outbox import (
 )
 from cart_peers import Orthanc, free_port, needs_dcmtk, needs_enclosure, needs_orthanc, storescp
 from cart_peers import wait_until as wait
-from cart_store import Store, open_store
+from cart_store import Store
 from pydicom import dcmread
 
 from deepcovid_edge.cart.config import Destination
 from deepcovid_edge.cart.send.association import CertificateError, Timeouts
 from deepcovid_edge.cart.send.dimse import DimseSender
 from deepcovid_edge.cart.send.outbox import Outbox
-from deepcovid_edge.cart.store import deliveries as deliveries_module
 from deepcovid_edge.cart.store.deliveries import Deliveries
 from deepcovid_edge.errors import NotThereError
 from deepcovid_edge.imaging.dicom.syntaxes import file_meta_end
-
-
-@pytest.fixture
-def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Store]:
-    monkeypatch.setattr(deliveries_module, "BACKOFF_SECONDS", WAITS)
-    with open_store(tmp_path / "spool") as opened:
-        yield opened
 
 
 def outbox_to(store: Store, goal: Destination) -> Outbox:

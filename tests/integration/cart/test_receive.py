@@ -35,7 +35,7 @@ _ROOT = Path(__file__).parents[3]
 REAL = sorted(
     image for place in (_ROOT, _ROOT.parent) for image in (place / "shared/dicom").glob("*.dcm")
 )
-CT, MULTIFRAME = "1.2.840.10008.5.1.4.1.1.2", "1.2.840.10008.5.1.4.1.1.7.2"
+CT = "1.2.840.10008.5.1.4.1.1.2"
 OPTIONS = {
     "1.2.840.10008.1.2": "-xi",
     "1.2.840.10008.1.2.1": "-xe",

@@ -15,13 +15,12 @@ from typing import Any
 import pytest
 from cart_outbox import SHORT, WAITS, alerts, all_states, config_for, fill, outbox_rows
 from cart_peers import Orthanc, free_port, needs_orthanc, wait_until
-from cart_store import Store, open_store
+from cart_store import Store
 from tcp_proxy import Fault, TcpProxy
 
 from deepcovid_edge.cart.config import Destination
 from deepcovid_edge.cart.send.outbox import Outbox
 from deepcovid_edge.cart.send.stow import StowSender
-from deepcovid_edge.cart.store import deliveries as deliveries_module
 from deepcovid_edge.cart.store.deliveries import Deliveries, Delivery
 from deepcovid_edge.errors import NotThereError
 
@@ -30,13 +29,6 @@ needs_dicom_web = pytest.mark.skipif(
     not DICOM_WEB.exists(), reason="Orthanc's DICOMweb is missing: apt-get install orthanc-dicomweb"
 )
 REFERENCED, FAILED = "00081199", "00081198"
-
-
-@pytest.fixture
-def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Store]:
-    monkeypatch.setattr(deliveries_module, "BACKOFF_SECONDS", WAITS)
-    with open_store(tmp_path / "spool") as opened:
-        yield opened
 
 
 @pytest.fixture

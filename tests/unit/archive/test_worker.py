@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -21,6 +21,7 @@ from cart_peers import wait_until
 pytest.importorskip("pyarrow", reason="workers need extra archive")
 
 from deepcovid_edge.archive.images.image_list import ListedImage
+from deepcovid_edge.archive.shards import ScreenedImage
 from deepcovid_edge.archive.stamp import plain_facts
 from deepcovid_edge.archive.worker import child, process
 from deepcovid_edge.archive.worker.process import ImageWorker, WorkerFailedError, WorkerSettings
@@ -72,10 +73,20 @@ def worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ImageWor
         yield made
 
 
+def assessed(
+    worker: ImageWorker,
+    images: Sequence[ListedImage],
+    progress: Callable[[int], object] = lambda _: None,
+) -> list[ScreenedImage]:
+    """The records of one request."""
+    (found,) = worker.assess_each([images], progress)
+    return found
+
+
 def reasons(worker: ImageWorker, *paths: str) -> list[Any]:
     """The reason of each image, or None for one with a result."""
     images = [ListedImage(path, number, "") for number, path in enumerate(paths)]
-    return [screened.record.reason for screened in worker.assess(images)]
+    return [screened.record.reason for screened in assessed(worker, images)]
 
 
 def test_any_number_of_neighbours_that_crash_their_reader_cost_themselves_alone(
@@ -95,7 +106,7 @@ def test_an_image_that_crashes_its_reader_has_the_hash_of_the_file_in_the_run_s_
         (place / "in the decoder").write_bytes(place.name.encode())
     monkeypatch.chdir(here)
     with ImageWorker(replace(worker.settings, folder=str(folder))) as made:
-        (found,) = made.assess([ListedImage("in the decoder", 0, "")])
+        (found,) = assessed(made, [ListedImage("in the decoder", 0, "")])
     assert found.record.reason == "E_DECODE"
     assert found.record.sha256 == hashlib.sha256(b"folder").hexdigest()
 
@@ -129,8 +140,8 @@ def test_answers_that_nobody_took_are_not_those_of_the_next_images(worker: Image
 
     images = [ListedImage(name, number, "") for number, name in enumerate("abc")]
     with pytest.raises(KeyboardInterrupt):
-        worker.assess(images, stop)
-    assert [one.record.path for one in worker.assess(images[1:])] == ["b", "c"]
+        assessed(worker, images, stop)
+    assert [one.record.path for one in assessed(worker, images[1:])] == ["b", "c"]
 
 
 @pytest.mark.parametrize(

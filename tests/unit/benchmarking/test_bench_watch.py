@@ -174,16 +174,22 @@ def test_without_nvidia_ml_py_there_is_no_gauge(monkeypatch: pytest.MonkeyPatch)
     assert gpu_gauge() is None
 
 
-def test_tegrastats_is_followed_and_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def following(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, program: str) -> Tegrastats:
+    """A gauge that has read its first line of a program that stands for tegrastats."""
     tool = tmp_path / "tegrastats"
-    tool.write_text(
-        f"#!{sys.executable}\nimport signal\nprint({ORIN_NANO!r}, flush=True)\nsignal.pause()\n"
-    )
+    tool.write_text(f"#!{sys.executable}\n{program}")
     tool.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
     gauge = Tegrastats()
     while gauge.reading()["watts"] is None:
         assert gauge._process.poll() is None
+    return gauge
+
+
+def test_tegrastats_is_followed_and_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    gauge = following(
+        tmp_path, monkeypatch, f"import signal\nprint({ORIN_NANO!r}, flush=True)\nsignal.pause()\n"
+    )
     assert gauge.reading()["rails"] == "VDD_IN"
     gauge.close()
     assert gauge._process.poll() is not None
@@ -192,16 +198,12 @@ def test_tegrastats_is_followed_and_ended(tmp_path: Path, monkeypatch: pytest.Mo
 def test_tegrastats_is_ended_also_where_it_ignores_the_polite_way(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    tool = tmp_path / "tegrastats"
-    tool.write_text(
-        f"#!{sys.executable}\nimport signal\nsignal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
-        f"print({ORIN_NANO!r}, flush=True)\nwhile True: signal.pause()\n"
+    gauge = following(
+        tmp_path,
+        monkeypatch,
+        "import signal\nsignal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
+        f"print({ORIN_NANO!r}, flush=True)\nwhile True: signal.pause()\n",
     )
-    tool.chmod(0o755)
-    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
-    gauge = Tegrastats()
-    while gauge.reading()["watts"] is None:
-        assert gauge._process.poll() is None
     gauge.close()
     assert gauge._process.poll() is not None
 
@@ -210,19 +212,13 @@ def test_what_tegrastats_leaves_behind_is_not_waited_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A child of the tool holds its pipe, in a session of its own where no signal reaches it."""
-    tool = tmp_path / "tegrastats"
-    tool.write_text(
-        f"#!{sys.executable}\nimport subprocess, time\n"
+    gauge = following(
+        tmp_path,
+        monkeypatch,
+        "import subprocess, time\n"
         "subprocess.Popen(['/bin/sleep', '20'], start_new_session=True)\n"
-        f"print({ORIN_NANO!r}, flush=True)\ntime.sleep(1000)\n"
+        f"print({ORIN_NANO!r}, flush=True)\ntime.sleep(1000)\n",
     )
-    tool.chmod(0o755)
-    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
-    from deepcovid_edge.benchmarking.gauges import Tegrastats
-
-    gauge = Tegrastats()
-    while gauge.reading()["watts"] is None:
-        assert gauge._process.poll() is None
     started = time.monotonic()
     gauge.close()
     assert time.monotonic() - started < 15

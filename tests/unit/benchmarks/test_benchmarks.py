@@ -30,7 +30,6 @@ from deepcovid_edge.model import Model
 from deepcovid_edge.models import find_model
 from deepcovid_edge.pipeline.pipeline import PredictSettings
 
-ROOT = Path(__file__).parents[3]
 MODEL = find_model("squeezenet1_1")
 POSITIVE = read_manifest(MODEL).positive_index
 

@@ -33,7 +33,7 @@ SPEC = InputSpec()
 RUN = RunFacts("squeezenet1_1", "0" * 64, "onnxruntime-cpu", "int8", ("non", "covid"), "covid", 0.2)
 GREY, MARGIN = 16, 16
 CIVIDIS_ENDS = np.array([[0, 32, 77], [255, 234, 70]])
-WHITE, BLACK = (255, 255, 255), (0, 0, 0)
+WHITE = (255, 255, 255)
 
 
 def record(probability: float = 0.75, path: str = "images/lung.png", **more: Any) -> Prediction:

@@ -322,13 +322,10 @@ def test_identifiers_are_kept_and_names_and_dates_are_not(decode: Decode) -> Non
     assert asdict(read.dicom) == {
         "sop_class_uid": "1.2.840.10008.5.1.4.1.1.1.1",
         "sop_instance_uid": "1.2.3.4.5",
-        "study_instance_uid": "1.2.3",
-        "series_instance_uid": "1.2.3.4",
         "transfer_syntax_uid": "1.2.840.10008.1.2.1",
         "modality": "DX",
         "body_part": "CHEST",
         "view": "PA",
-        "laterality": "U",
         "age_years": 62.0,
         "device": "",
         "month": "2020-03",

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,6 @@ import numpy as np
 import pytest
 
 from deepcovid_edge.errors import NotAssessedError
-from deepcovid_edge.imaging.radiograph import Radiograph
 from deepcovid_edge.reasons import Reason
 
 pytest.importorskip("pydicom", reason="needs extra dicom")
@@ -40,8 +39,6 @@ from test_dicom_refusals import image
 from deepcovid_edge.imaging.dicom.decoding import sandbox
 from deepcovid_edge.imaging.dicom.decoding.sandbox import Limits, Request, Sandbox
 from deepcovid_edge.imaging.dicom.syntaxes import SYNTAXES
-
-Decode = Callable[..., Radiograph]
 
 
 def request(syntax: str = JPEG_LS, *, bits: int = 12, **changes: Any) -> Request:

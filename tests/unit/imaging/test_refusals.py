@@ -28,19 +28,6 @@ from deepcovid_edge.reasons import Reason, WarningCode
 
 Decode = Callable[..., Radiograph]
 
-XRAY = Path(os.environ.get("DEEPCOVID_XRAY", str(Path(__file__).parents[4] / "shared" / "xray")))
-LOSSLESS: dict[str, tuple[str, dict[str, Any]]] = {
-    "png": ("PNG", {}),
-    "webp": ("WEBP", {"lossless": True}),
-    "tiff": ("TIFF", {}),
-    "tiff-lzw": ("TIFF", {"compression": "tiff_lzw"}),
-    "tiff-deflate": ("TIFF", {"compression": "tiff_adobe_deflate"}),
-    "tiff-packbits": ("TIFF", {"compression": "packbits"}),
-    "tiff-big": ("TIFF", {"big_tiff": True}),
-    "bmp": ("BMP", {}),
-}
-ORDERS = {"little-endian": "<", "big-endian": ">"}
-
 
 # --- refusals ----------------------------------------------------------------------------------
 

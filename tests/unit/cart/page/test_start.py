@@ -17,9 +17,6 @@ from deepcovid_edge.cart.page.guard import origins_of
 from deepcovid_edge.cart.page.role import page
 from deepcovid_edge.errors import NotThereError, UsageError
 
-PAGES = ("/", "/image/1", "/alerts", "/statistics", "/audit")
-PICTURES = ("/image/1/picture", "/image/1/thumbnail", "/image/1/map")
-
 
 @pytest.mark.parametrize(
     ("keys", "message"),

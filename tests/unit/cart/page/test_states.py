@@ -106,13 +106,6 @@ def test_only_an_alert_that_a_person_can_end_has_a_button(tmp_path: Path) -> Non
     assert shown.count('action="/alerts/acknowledge"') == 1
 
 
-def test_pages_of_images_from_before_the_first_arrival_are_found(tmp_path: Path) -> None:
-    with served(filled(tmp_path)) as found:
-        answers = [found.reader.get(f"/?before={at}") for at in ("-3", "--3", "-")]
-    assert [answer.status for answer in answers] == [200] * 3
-    assert ["/image/1" in answer.text for answer in answers] == [False, True, True]
-
-
 def test_an_image_has_a_page_in_every_state(tmp_path: Path) -> None:
     """Whatever its result, and where a field of its record holds nothing."""
     empty = ("timings_ms", "warnings", "limits", "site")

@@ -11,7 +11,6 @@ import pytest
 from cart_store import DESTINATIONS, Store, open_store, record
 
 from deepcovid_edge.cart.config import CartSettings
-from deepcovid_edge.cart.page import images
 from deepcovid_edge.cart.page.images import find_image, list_images
 from deepcovid_edge.cart.store.backup import back_up
 from deepcovid_edge.cart.store.images import Settled
@@ -103,38 +102,6 @@ def test_images_of_the_copy_are_listed_by_when_they_came(tmp_path: Path) -> None
     assert days == [(1, "2026-12-03"), (2, "2026-12-02")]
     assert shown is not None
     assert shown.row == listed[1]
-
-
-def test_images_without_an_arrival_are_listed_below_the_others(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Earlier versions noted images of the copy without their arrivals."""
-    monkeypatch.setattr(images, "PAGE_ROWS", 2)
-    with open_store(tmp_path) as store:
-        for number in range(5):
-            store.take(number)
-        with store.ledger.transaction() as now:
-            now.execute(
-                "UPDATE image SET received_utc = '2026-11-0' || id || 'T10:00:00.000+00:00'"
-            )
-            now.execute("DELETE FROM arrival WHERE image_id < 5")
-    settings = CartSettings(tmp_path, floor_mib=0, floor_share=0.0, ballast_mib=0)
-    for _ in range(2):
-        ledger, spool = open_as_a_role(settings)
-        with ledger:
-            pages = [list_images(ledger, spool)]
-            while pages[-1].older:
-                pages.append(list_images(ledger, spool, pages[-1].older))
-            shown = find_image(ledger, spool, 1)
-            count = len(ledger.rows("SELECT id FROM arrival"))
-        found = [(row.image_id, row.received[:10]) for page in pages for row in page.rows]
-        assert found[1:] == [(number, f"2026-11-0{number}") for number in (4, 3, 2, 1)]
-        assert shown is not None
-        assert shown.row == pages[-1].rows[-1]
-        assert count == 5
-    with open_store(tmp_path) as store:
-        store.take(7)
-        assert list_images(store.ledger, store.spool).rows[0].image_id == 6
 
 
 def lacks(*keys: str) -> Callable[[dict[str, Any]], object]:
