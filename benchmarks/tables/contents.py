@@ -187,6 +187,10 @@ def speed(it: Figures) -> Rows:
         }
 
 
+measured = speed
+"""A table of the README with the same rows."""
+
+
 def peers(it: Figures) -> Rows:
     """Each peer with its speed and the ratios of `infer` to it."""
     for name, seconds in it["seconds"].items():

@@ -10,6 +10,7 @@ from typing import Any
 
 from benchmarks.tables.table import Table
 from deepcovid_edge.cli.exit_codes import ExitCode
+from deepcovid_edge.datasets.folders import SYSTEM_FOLDERS
 from deepcovid_edge.imaging.dicom.syntaxes import SYNTAXES
 from deepcovid_edge.reasons import Reason, WarningCode
 from deepcovid_export.recipe import SHIPPED, Recipe, load_recipe
@@ -25,6 +26,15 @@ def syntaxes() -> Table:
     """Transfer syntaxes that are read."""
     found = [(one.name, uid, one.family.value) for uid, one in SYNTAXES.items()]
     return Table(("transfer syntax", "UID", "compression"), found)
+
+
+def system_folders() -> Table:
+    """Folders that are skipped, by who makes them."""
+    found = [
+        (maker, ", ".join(f"`{name}`" for name in folders))
+        for maker, folders in SYSTEM_FOLDERS.items()
+    ]
+    return Table(("made by", "folders (`*`: digits)"), found)
 
 
 def exit_codes() -> Table:
@@ -88,6 +98,7 @@ TABLES = {
     "reasons": lambda: codes(Reason, "reason"),
     "warnings": lambda: codes(WarningCode, "warning"),
     "syntaxes": syntaxes,
+    "system-folders": system_folders,
     "exit-codes": exit_codes,
     "recipes": recipes,
     "recipe-settings": settings,

@@ -23,7 +23,7 @@ from deepcovid_export.settings import read_table
 DOCUMENTS = (
     *("README.md", "benchmarks/README.md", "jetson/README.md", "jetson/REASONS.md"),
     *("docs/training.md", "docs/serve.md", "docs/reference/recipes.md"),
-    "docs/reference/commands.md",
+    *("docs/reference/commands.md", "docs/reference/files.md"),
     *("docs/reference/cart.md", "docs/reference/conformance.md", "docs/archive-plan.md"),
 )
 BLOCK = re.compile(r"(<!-- table: ([a-z0-9-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
