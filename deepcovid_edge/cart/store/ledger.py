@@ -3,6 +3,11 @@
 Write-ahead log with `synchronous=FULL`: a transaction that was committed survives a power cut
 (SQLite, "PRAGMA synchronous"; https://www.sqlite.org/pragma.html#pragma_synchronous). The database
 must lie on a disk of this machine: the log needs shared memory.
+
+SQLite never moves the log into the database by itself here. Before version 3.51.3 (Debian 12 and 13
+have older ones) a transaction that is committed during such a checkpoint can be lost later (SQLite,
+"Write-Ahead Logging", section 11, "The WAL-Reset Bug"; https://www.sqlite.org/wal.html). So a
+checkpoint runs only while its connection keeps all others from writing.
 """
 
 from __future__ import annotations
@@ -28,6 +33,8 @@ DAMAGED_NAME = ".ledger-damaged"
 """Of the mark beside a ledger that was found damaged while it was used; see `Ledger.check`."""
 BUSY_SECONDS = 5.0
 """Longest wait for another role's transaction; they take milliseconds."""
+CHECKPOINT_COMMITS = 100
+"""Transactions of a connection from one checkpoint to the next: the log stays at some megabytes."""
 _FIRST_HASH = "0" * 64
 _NO_ROOM = ("full", "disk I/O")
 """What SQLite says where the disk is full: `disk I/O error` where the memory of its log has no room
@@ -66,23 +73,26 @@ class Ledger(Closing):
     def __init__(self, spool: Path, *, read_only: bool = False, name: str = LEDGER_NAME) -> None:
         self.path = spool / name
         self._lock = threading.RLock()
-        self._depth = 0
+        self._depth = self._commits = 0
         self._is_damaged = False
         self._inode = 0
         with self._explained():
-            self._connection = sqlite3.connect(
-                f"{self.path.absolute().as_uri()}?mode={'ro' if read_only else 'rwc'}",
-                uri=True,
-                timeout=BUSY_SECONDS,
-                isolation_level=None,
-                check_same_thread=False,
-            )
+            self._connection = self._connect("ro" if read_only else "rwc", BUSY_SECONDS)
             try:
                 self._prepare(read_only)
             except BaseException:
                 self._connection.close()
                 raise
         self._inode = self.path.stat().st_ino
+
+    def _connect(self, mode: str, seconds: float) -> sqlite3.Connection:
+        return sqlite3.connect(
+            f"{self.path.absolute().as_uri()}?mode={mode}",
+            uri=True,
+            timeout=seconds,
+            isolation_level=None,
+            check_same_thread=False,
+        )
 
     def _prepare(self, read_only: bool) -> None:
         run = self._connection.execute
@@ -94,6 +104,7 @@ class Ledger(Closing):
             run("SELECT count(*) FROM sqlite_master").fetchone()
             return
         run("PRAGMA journal_mode = WAL")
+        run("PRAGMA wal_autocheckpoint = 0")
         migrate(self._connection)
 
     def check(self) -> None:
@@ -157,6 +168,18 @@ class Ledger(Closing):
                 raise
             finally:
                 self._depth = 0
+            self._commits += 1
+            if self._commits >= CHECKPOINT_COMMITS:
+                with contextlib.suppress(sqlite3.Error):  # somebody writes: at the next commit
+                    self._checkpoint()
+                    self._commits = 0
+
+    def _checkpoint(self) -> None:
+        """Move the log into the database while a second connection keeps all from writing."""
+        with contextlib.closing(self._connect("rw", 0.0)) as guard:
+            guard.execute("BEGIN IMMEDIATE")
+            self._connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
+            guard.execute("ROLLBACK")
 
     def rows(self, query: str, *values: Any) -> list[sqlite3.Row]:
         """All rows of a query."""

@@ -46,6 +46,61 @@ def test_it_is_synced_at_every_commit(store: Store) -> None:
     assert rows == {"synchronous": 2, "journal_mode": "wal"}  # 2: FULL
 
 
+def test_nobody_can_write_while_the_log_is_moved_into_the_database(store: Store) -> None:
+    """A transaction that is committed meanwhile can be lost: SQLite's WAL-reset bug."""
+    assert store.ledger.rows("PRAGMA wal_autocheckpoint")[0][0] == 0
+    other = sqlite3.connect(store.ledger.path, isolation_level=None, timeout=0)
+    refused = []
+
+    def write(statement: str) -> None:
+        if "wal_checkpoint" in statement:
+            with pytest.raises(sqlite3.OperationalError, match="locked"):
+                other.execute("BEGIN IMMEDIATE")
+            refused.append(statement)
+
+    store.ledger._connection.set_trace_callback(write)
+    for number in range(3 * ledger_module.CHECKPOINT_COMMITS):
+        store.ledger.set_meta("a", str(number))
+    assert len(refused) == 3
+    other.execute("UPDATE meta SET value = 'of another' WHERE key = 'a'")
+    assert store.ledger.get_meta("a") == "of another"
+    other.close()
+
+
+def test_the_log_is_moved_at_a_later_commit_where_somebody_else_writes(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = sqlite3.connect(store.ledger.path, isolation_level=None)
+    moved: list[str] = []
+    store.ledger._connection.set_trace_callback(
+        lambda statement: moved.append(statement) if "wal_checkpoint" in statement else None
+    )
+    connect = store.ledger._connect
+
+    def begin_first(mode: str, seconds: float) -> sqlite3.Connection:
+        other.execute("BEGIN IMMEDIATE")
+        return connect(mode, seconds)
+
+    monkeypatch.setattr(store.ledger, "_connect", begin_first)
+    store.ledger._commits = ledger_module.CHECKPOINT_COMMITS
+    store.ledger.set_meta("a", "1")
+    other.execute("ROLLBACK")
+    assert not moved
+    monkeypatch.undo()
+    store.ledger.set_meta("a", "2")
+    assert len(moved) == 1
+    other.close()
+
+
+def test_the_log_stays_small(store: Store) -> None:
+    for number in range(10 * ledger_module.CHECKPOINT_COMMITS):
+        store.ledger.set_meta("a", str(number))
+    log = store.ledger.path.with_name(f"{store.ledger.path.name}-wal")
+    assert log.stat().st_size < 2 << 20
+    with Ledger(store.spool.folder, read_only=True) as reading:
+        assert reading.get_meta("a") == str(number)
+
+
 def test_a_ledger_that_another_holds_is_busy_after_a_while(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
