@@ -43,7 +43,7 @@ def _is_there(path: Path) -> bool:
 def check_folders(
     paths: Iterable[Path],
     *,
-    but: Path | None,
+    but: Path | None = None,
     html: Path | None = None,
     maps: Path | None = None,
 ) -> None:
@@ -123,8 +123,8 @@ def image_sources(sources: ImageSource | Iterable[ImageSource]) -> Iterator[Imag
     if isinstance(sources, str | os.PathLike):
         check_paths([Path(sources)])
         return list_images([Path(sources)])
-    if isinstance(sources, ImageBytes):
-        return iter([sources])
+    if isinstance(sources, ImageBytes | bytes | bytearray):  # bytes without a name are refused
+        return iter([cast("ImageSource", sources)])
     if hasattr(sources, "read"):  # an open file is iterable too
         return iter([cast("BinaryIO", sources)])
     return _walked(sources)

@@ -147,6 +147,29 @@ def test_a_refused_run_leaves_the_other_one_s_splits_alone(data: Path, tmp_path:
     assert refused.returncode == 2
     assert "holds a run already: choose another with -o" in refused.stderr
     assert (run / "splits.csv").read_bytes() == splits
+    checkpoint = (run / "checkpoint.pt").read_bytes()
+    (run / "state.pt").unlink()
+    for more in ((), ("--resume",), ("--find-lr",)):
+        refused = train(data, *options, *more)
+        assert refused.returncode == 2
+        assert "holds checkpoint.pt of a run without its state.pt" in refused.stderr
+    assert (run / "checkpoint.pt").read_bytes() == checkpoint
+    assert train(data, *options, "--check-data").returncode == 0
+
+
+def test_a_run_writes_over_nothing_that_it_reads(data: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    recipe = small_recipe(tmp_path)
+    listed = run / "splits.csv"
+    rows = [f"{path},{path.parts[-2]},{path.parts[-3]}" for path in sorted(data.rglob("*.png"))]
+    listed.write_text("\n".join(["path,label,split", *rows]) + "\n")
+    before = listed.read_bytes()
+    for more in ((), ("--find-lr",)):
+        refused = train(listed, "--recipe", recipe, "-o", run, "--from-scratch", *more)
+        assert refused.returncode == 1
+        assert "splits.csv: is what is read, and would be lost" in refused.stderr
+    assert listed.read_bytes() == before
 
 
 def test_export_classifies_only_images_that_the_network_knows(data: Path, tmp_path: Path) -> None:

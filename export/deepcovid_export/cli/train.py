@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING
 import click
 
 from deepcovid_edge.cli.options import NamedPath, path_option
+from deepcovid_edge.datasets.dataset import check_not_read
 from deepcovid_edge.device.progress import number_of, progress_bar
 from deepcovid_edge.errors import UsageError, require
+from deepcovid_edge.files import check_not_input
 
 if TYPE_CHECKING:
     from deepcovid_export.data.images import TrainingData
@@ -92,7 +94,9 @@ def command(
     given = [f"{field}={value}" for field, value in short.items() if value is not None]
     recipe = load_recipe(name, [*changes, *given])
     folder = output or Path("runs") / recipe.name
-    started = _is_started(folder, may_be=resume or check_data, find_lr=find_lr)
+    started = not check_data and _is_started(folder, resume=resume, find_lr=find_lr)
+    if not (started or check_data):
+        _check_written(folder, data, [Path(name), *filter(None, [weights])])
     with joined(device) as (processes, own_device):
         run = RunSettings(
             folder, own_device, workers, weights, from_scratch, started and resume, processes
@@ -115,16 +119,34 @@ def command(
             click.echo(result)
 
 
-def _is_started(folder: Path, *, may_be: bool, find_lr: bool) -> bool:
-    """Whether a folder holds a run already."""
-    from deepcovid_export.training.train import STATE_NAME
+def _is_started(folder: Path, *, resume: bool, find_lr: bool) -> bool:
+    """Whether a folder holds a run that is to be continued."""
+    from deepcovid_export.training.train import CHECKPOINT_NAME, STATE_NAME
 
     started = (folder / STATE_NAME).exists()
+    if not started and (folder / CHECKPOINT_NAME).exists():
+        raise UsageError(
+            f"{folder}: holds {CHECKPOINT_NAME} of a run without its {STATE_NAME}, so it cannot be "
+            "continued and would be lost: choose another with -o"
+        )
     if started and find_lr:
         raise UsageError(f"--find-lr: {folder} holds a run already: choose another with -o")
-    if started and not may_be:
+    if started and not resume:
         raise UsageError(f"{folder}: holds a run already: add --resume, or choose another with -o")
     return started
+
+
+def _check_written(folder: Path, data: Sequence[Path], files: Sequence[Path]) -> None:
+    """Check that a run writes over nothing that it reads."""
+    from deepcovid_export.data.confounders import CONFOUNDERS_NAME
+    from deepcovid_export.data.images import SPLITS_NAME
+    from deepcovid_export.training.lr_finder import CURVE_NAME
+    from deepcovid_export.training.train import HISTORY_NAME
+
+    for name in (SPLITS_NAME, CONFOUNDERS_NAME, CURVE_NAME, HISTORY_NAME):
+        check_not_read(folder / name, *data)
+        for file in files:
+            check_not_input(folder / name, file)
 
 
 def _report(images: TrainingData, recipe: Recipe) -> None:

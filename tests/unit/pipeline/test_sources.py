@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from deepcovid_edge.datasets.folders import FolderWalk
 from deepcovid_edge.errors import NotThereError
-from deepcovid_edge.pipeline.sources import check_folders, list_images
+from deepcovid_edge.pipeline.sources import check_folders, image_sources, list_images
 
 DIGITS = "0123456789abcdef"
 
@@ -73,3 +74,8 @@ def test_a_folder_of_the_runs_own_files_holds_no_image(tmp_path: Path) -> None:
         check_folders([tmp_path], **own)
     touch(tmp_path, "a.png")
     check_folders([tmp_path], **own)
+
+
+@pytest.mark.parametrize("data", [b"an image", bytearray(b"an image")])
+def test_bytes_are_one_source_and_not_numbers(data: Any) -> None:
+    assert [*image_sources(data)] == [data]
