@@ -5,9 +5,9 @@ Write-ahead log with `synchronous=FULL`: a transaction that was committed surviv
 must lie on a disk of this machine: the log needs shared memory.
 
 SQLite never moves the log into the database by itself here. Before version 3.51.3 (Debian 12 and 13
-have older ones) a transaction that is committed during such a checkpoint can be lost later (SQLite,
-"Write-Ahead Logging", section 11, "The WAL-Reset Bug"; https://www.sqlite.org/wal.html). So a
-checkpoint runs only while its connection keeps all others from writing.
+have older ones) transactions that are committed while it does so can be lost later ("The WAL-Reset
+Bug", https://www.sqlite.org/wal.html#walresetbug). So such a checkpoint runs only while a second
+connection keeps all others from writing.
 """
 
 from __future__ import annotations
