@@ -44,6 +44,9 @@ class ShownOptions:
     overlay: bool = False
 
 
+_MADE = {"heatmap": "heat maps", "overlay": "pictures of heat maps"}
+
+
 @dataclass(frozen=True)
 class Done:
     """What is known of an image that has a record.
@@ -236,13 +239,15 @@ def _check_same_run(
 def _check_same(name: str, got: str | bool, value: str | bool, path: Path) -> None:
     if got != value:
         raise UsageError(
-            f"resume: {path} has records with {name} {_in_words(got)}, this run has "
-            f"{_in_words(value)}: use the same model and options, or another output file"
+            f"resume: the records of {path} were made {_made(name, got)}, this run is "
+            f"{_made(name, value)}: use the same model and options, or another output file"
         )
 
 
-def _in_words(value: str | bool) -> str:
-    return value if isinstance(value, str) and value else "some" if value else "none"
+def _made(name: str, value: str | bool) -> str:
+    if isinstance(value, bool):
+        return f"{'with' if value else 'without'} {_MADE[name]}"
+    return f"with {name} {value or 'none'}"
 
 
 def _shown_options(row: Mapping[str, Any]) -> Iterator[tuple[str, str | bool]]:

@@ -31,10 +31,14 @@ def paths_in(output: Path) -> list[str]:
 @pytest.mark.parametrize(
     ("first", "then", "said"),
     [
-        ((), ("--ood", "warn"), "ood reject, this run has warn"),
-        (("--ood", "warn"), (), "ood warn, this run has reject"),
-        ((), ("--heatmap", "activation"), "heatmap none, this run has some"),
-        ((), ("--backend", "openvino"), "backend onnxruntime-cpu, this run has openvino-cpu"),
+        ((), ("--ood", "warn"), "with ood reject, this run is with ood warn"),
+        (("--ood", "warn"), (), "with ood warn, this run is with ood reject"),
+        ((), ("--heatmap", "activation"), "without heat maps, this run is with heat maps"),
+        (
+            (),
+            ("--backend", "openvino"),
+            "with backend onnxruntime-cpu, this run is with backend openvino-cpu",
+        ),
     ],
 )
 def test_a_run_of_other_options_is_not_gone_on_with(
@@ -50,7 +54,7 @@ def test_a_run_of_other_options_is_not_gone_on_with(
     whole = output.read_bytes()
     done = command(*line, *then, "--resume", cwd=tmp_path)
     assert (done.returncode, output.read_bytes()) == (2, whole)
-    assert f"--resume: {output} has records with {said}" in done.stderr
+    assert f"--resume: the records of {output} were made {said}" in done.stderr
     assert command(*line, *first, "--resume").returncode == before.returncode
 
 

@@ -129,14 +129,22 @@ CHILD = replace(REFUSED, reason="E_AGE", message=f"{Reason.AGE.sentence} ({BY_TH
 MAPPED = replace(GOOD, heatmap="a.npz", regions=())
 DRAWN = replace(MAPPED, overlay="a.png")
 OTHER_OPTIONS = [
-    (replace(GOOD, warnings=("W_OOD",)), ShownOptions(), "ood warn, this run has reject"),
-    (REFUSED, ShownOptions("warn"), "ood reject, this run has warn"),
-    (replace(REFUSED, reason="E_ORIENT"), ShownOptions("warn"), "ood reject"),
-    (CHILD, ShownOptions("warn"), "ood reject"),
-    (GOOD, ShownOptions(heatmap=True), "heatmap none, this run has some"),
-    (MAPPED, ShownOptions(), "heatmap some, this run has none"),
-    (MAPPED, ShownOptions(heatmap=True, overlay=True), "overlay none, this run has some"),
-    (DRAWN, ShownOptions(heatmap=True), "overlay some, this run has none"),
+    (
+        replace(GOOD, warnings=("W_OOD",)),
+        ShownOptions(),
+        "with ood warn, this run is with ood reject",
+    ),
+    (REFUSED, ShownOptions("warn"), "with ood reject, this run is with ood warn"),
+    (replace(REFUSED, reason="E_ORIENT"), ShownOptions("warn"), "with ood reject"),
+    (CHILD, ShownOptions("warn"), "with ood reject"),
+    (GOOD, ShownOptions(heatmap=True), "without heat maps, this run is with heat maps"),
+    (MAPPED, ShownOptions(), "with heat maps, this run is without heat maps"),
+    (
+        MAPPED,
+        ShownOptions(heatmap=True, overlay=True),
+        "without pictures of heat maps, this run is with",
+    ),
+    (DRAWN, ShownOptions(heatmap=True), "with pictures of heat maps, this run is without"),
 ]
 SAME_OPTIONS = [
     (replace(GOOD, warnings=("W_OOD",)), ShownOptions("warn")),
@@ -157,7 +165,7 @@ def test_records_of_other_options_are_not_mixed_in(
     path = tmp_path / f"r.{kind}"
     write(path, [RECORDS[3], record], kind)
     before = path.read_bytes()
-    with pytest.raises(UsageError, match=f"has records with {said}"):
+    with pytest.raises(UsageError, match=f"made {said}"):
         RecordFile(path, RUN, kind=kind, resume=True, options=options)
     assert path.read_bytes() == before
 
