@@ -8,9 +8,11 @@ import resource
 from deepcovid_edge.device.progress import number_of
 
 _MIB = 1 << 20
-_PROGRAM, _WORKER = 420, 80
+_PROGRAM, _WORKER = 460, 100
 """MiB of address space: of a program with its libraries and a model, and of each worker beside it.
-Seen: 1, 4, 8 and 16 workers fail below 345, 570, 860 and 1,400 (x86_64, ONNX Runtime)."""
+Seen: 1, 4, 8 and 16 workers fail below 345, 570, 860 and 1,400 (x86_64, ONNX Runtime). With other
+programs on all cores 4 workers fail below 800: where a thread first allocates, glibc maps twice the
+size of its arena and gives half of that back (malloc/arena.c), and threads then begin together."""
 _BLAS_THREADS = "OPENBLAS_NUM_THREADS"
 
 

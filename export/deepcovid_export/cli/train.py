@@ -94,9 +94,8 @@ def command(
     given = [f"{field}={value}" for field, value in short.items() if value is not None]
     recipe = load_recipe(name, [*changes, *given])
     folder = output or Path("runs") / recipe.name
-    started = not check_data and _is_started(folder, resume=resume, find_lr=find_lr)
-    if not (started or check_data):
-        _check_written(folder, data, [Path(name), *filter(None, [weights])])
+    files = [Path(name), *filter(None, [weights])]
+    started = not check_data and _is_started(folder, data, files, resume=resume, find_lr=find_lr)
     with joined(device) as (processes, own_device):
         run = RunSettings(
             folder, own_device, workers, weights, from_scratch, started and resume, processes
@@ -119,8 +118,15 @@ def command(
             click.echo(result)
 
 
-def _is_started(folder: Path, *, resume: bool, find_lr: bool) -> bool:
-    """Whether a folder holds a run that is to be continued."""
+def _is_started(
+    folder: Path, data: Sequence[Path], files: Sequence[Path], *, resume: bool, find_lr: bool
+) -> bool:
+    """Whether a folder holds a run that is to be continued; else a run may begin there.
+
+    Raises:
+        UsageError: It holds a run that is not to be continued, or cannot be.
+        OutputError: The run would write over DATA or over another file that it reads.
+    """
     from deepcovid_export.training.train import CHECKPOINT_NAME, STATE_NAME
 
     started = (folder / STATE_NAME).exists()
@@ -133,6 +139,8 @@ def _is_started(folder: Path, *, resume: bool, find_lr: bool) -> bool:
         raise UsageError(f"--find-lr: {folder} holds a run already: choose another with -o")
     if started and not resume:
         raise UsageError(f"{folder}: holds a run already: add --resume, or choose another with -o")
+    if not started:
+        _check_written(folder, data, files)
     return started
 
 
