@@ -10,7 +10,7 @@ from typing import Any, Literal
 from deepcovid_edge.datasets.dataset import LabelledImage
 from deepcovid_edge.errors import UsageError
 from deepcovid_edge.manifest import InputSpec, ResizeRule
-from deepcovid_export.settings import build_settings, check, merge, parse_assignment, read_table
+from deepcovid_export.settings import assign, build_settings, check, merge, read_table
 
 SHIPPED = Path(__file__).parent / "recipes"
 _SMALL = 5 / 7
@@ -455,7 +455,7 @@ def load_recipe(name: str, changes: Sequence[str] = ()) -> Recipe:
         raise UsageError(f"{path}: {error}") from error
     try:
         for change in changes:
-            values = merge(values, parse_assignment(change))
+            values = assign(Recipe, values, change)
         return Recipe.from_dict(values) if changes else recipe
     except ValueError as error:
         raise UsageError(f"--set: {error}") from error
@@ -484,6 +484,4 @@ def _read(path: Path) -> dict[str, Any]:
     below = read_table(base)
     if "base" in below:
         raise ValueError(f"base: {base.stem} has itself a base; expected a recipe without one")
-    if "classes" in values:
-        below.pop("classes", None)  # the classes of two recipes are never mixed
-    return merge(below, values)
+    return merge(Recipe, below, values)

@@ -116,19 +116,25 @@ def read_table(path: Path) -> dict[str, Any]:
     return table
 
 
-def merge(values: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """Values updated by others, table by table."""
+def merge(kind: Any, values: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """Values of a settings dataclass, updated by others.
+
+    Settings within settings are updated one by one. A table that is a setting, such as
+    `fit.repeat`, is replaced, so that it can also be made smaller or empty.
+    """
     result = dict(values)
     for name, value in over.items():
-        both = isinstance(value, Mapping) and isinstance(result.get(name), Mapping)
-        result[name] = merge(result[name], value) if both else value
+        inner, below = _within(kind, name), result.get(name)
+        both = inner and isinstance(value, Mapping) and isinstance(below, Mapping)
+        result[name] = merge(inner, below or {}, value) if both else value
     return result
 
 
-def parse_assignment(text: str) -> dict[str, Any]:
-    """`fit.epochs=1` as nested tables: {"fit": {"epochs": 1}}.
+def assign(kind: Any, values: Mapping[str, Any], text: str) -> dict[str, Any]:
+    """Values of a settings dataclass with one changed, such as `fit.epochs=1`.
 
-    A value that is not TOML is taken as text, so that a shell needs no quotes.
+    A name may go on into a table: `fit.repeat.covid=5` keeps its other entries. A value that is not
+    TOML is taken as text, so that a shell needs no quotes.
 
     Raises:
         ValueError: The text has no name or no equals sign.
@@ -141,7 +147,19 @@ def parse_assignment(text: str) -> dict[str, Any]:
         read = tomllib.loads(f"value = {value}")["value"]
     except tomllib.TOMLDecodeError:
         read = value.strip()
-    for part in reversed(parts):
-        read = {part: read}
-    nested: dict[str, Any] = read
-    return nested
+    return _placed(kind, values, parts, read)
+
+
+def _placed(kind: Any, values: Mapping[str, Any], parts: list[str], value: Any) -> dict[str, Any]:
+    first, *rest = parts
+    if not rest:
+        return merge(kind, values, {first: value})
+    below = values.get(first)
+    inside = below if isinstance(below, Mapping) else {}
+    return {**values, first: _placed(_within(kind, first), inside, rest, value)}
+
+
+def _within(kind: Any, name: str) -> Any:
+    """The settings dataclass that a setting is, or None."""
+    hint = get_type_hints(kind).get(name) if kind else None
+    return hint if is_dataclass(hint) else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -197,6 +198,25 @@ def test_changes_reach_any_field_with_its_own_type() -> None:
     assert recipe.data.views == ("PA", "AP")
     assert recipe.data.shares == {"train": 0.7, "val": 0.3}
     assert recipe.fit.batch_size == load_recipe("plain_squeezenet1_1").fit.batch_size
+
+
+def test_a_table_is_replaced_and_an_entry_of_it_added(tmp_path: Path) -> None:
+    changes = ["fit.repeat_sources={}", "fit={epochs=3}", 'classes={well=["a"], sick=["b"]}']
+    recipe = load_recipe("plain_squeezenet1_1", [*changes, "positive_class=sick"])
+    assert recipe.fit.repeat_sources == {}
+    assert recipe.classes == {"well": ["a"], "sick": ["b"]}
+    assert recipe.fit == replace(
+        load_recipe("plain_squeezenet1_1").fit, repeat_sources={}, epochs=3
+    )
+    one = ["soft_labels={a = 0.5}"]
+    assert load_recipe("plain_squeezenet1_1", [*one, "soft_labels={}"]).soft_labels == {}
+    more = load_recipe("plain_squeezenet1_1", ["fit.repeat_sources.NIH=2"]).fit.repeat_sources
+    assert more == {"radiopaedia.org": 5, "NIH": 2}
+    weights = ["fit.balance=weights", "fit.repeat={}"]
+    assert load_recipe("paper_squeezenet1_1", weights).fit.repeat == {}
+    above = tmp_path / "above.toml"
+    above.write_text('base = "plain_squeezenet1_1"\n[fit.repeat_sources]\n')
+    assert load_recipe(str(above)).fit.repeat_sources == {}
 
 
 @pytest.mark.parametrize(
