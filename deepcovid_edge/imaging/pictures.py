@@ -100,6 +100,8 @@ if TYPE_CHECKING:
     from PIL.TiffImagePlugin import TiffImageFile
 
 _STRIP = 256
+_WEBP_IN_TIFF = 50001
+"""Compression of a TIFF (libtiff, tiff.h) that Pillow's libtiff lacks."""
 _SUFFIXES = {
     "JPEG": {".jpg", ".jpeg", ".jpe", ".jfif"},
     "PNG": {".png"},
@@ -382,6 +384,8 @@ def _decode(picture: Picture, data: bytes) -> tuple[NDArray[Any], list[WarningCo
         reason = Reason.TRUNCATED if ends_early else Reason.DECODE
         by_libtiff = said.startswith("decoder error")
         detail = "its pixels are damaged or missing" if by_libtiff else one_line(error)
+        if by_libtiff and _tiff_tag(picture, 259) == _WEBP_IN_TIFF:
+            detail = f"TIFF of a kind not read, compression {_WEBP_IN_TIFF}"
         raise NotAssessedError(reason, detail) from error
     if picture.format == "PNG":  # its EXIF may stand behind the pixels
         orientation = stated_orientation(picture)

@@ -53,10 +53,12 @@ _NOT_PLAIN = (b"Exif", b"MPF\0")
 XMP_ORIENTATION = b"tiff:Orientation"
 """What XMP holds that states an orientation."""
 _BI_RGB, _BI_BITFIELDS = 0, 3
-_UNCOMPRESSED = 1
+_UNCOMPRESSED, _PACKBITS, _ZSTD = 1, 32773, 50000
+_ANY_END = (_UNCOMPRESSED, _PACKBITS, _ZSTD)
+"""Compressions of a TIFF whose pieces may end in black pixels as they are."""
 _TIFF_ZEROS = 64
-"""Zeros that no compressed piece of a TIFF ends in: a checksum (Deflate), an end code (LZW, JPEG)
-or counts (PackBits) stand there."""
+"""Zeros that no other compressed piece ends in: a checksum (Deflate) or an end code (LZW, JPEG)
+stands there."""
 
 
 def is_dicom(data: bytes) -> bool:
@@ -207,8 +209,8 @@ def _tiff_is_cut_off(data: bytes) -> bool:
     end = max((start + size for start, size in zip(starts, sizes, strict=False)), default=0)
     if not page.is_whole or end > len(data):
         return True
-    compressed = page.value(tiff.COMPRESSION, _UNCOMPRESSED) != _UNCOMPRESSED
-    return compressed and ends_in_zeros(data, int(end), _TIFF_ZEROS)
+    ends = page.value(tiff.COMPRESSION, _UNCOMPRESSED) not in _ANY_END
+    return ends and ends_in_zeros(data, int(end), _TIFF_ZEROS)
 
 
 _ENDS: dict[bytes, Callable[[bytes], bool]] = {

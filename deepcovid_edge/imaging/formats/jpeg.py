@@ -165,7 +165,10 @@ def _of_other_sampling(data: bytes, colours: str) -> NDArray[Any]:
 
     if is_changed(codes):
         raise NotAssessedError(Reason.TRUNCATED, "codes of the last pixels are missing")
-    if not any(is_changed(codes[:-count]) for count in _LAST):
+    last = pixels[-8:, -8:]
+    is_clamped = np.ptp(last) == 0 and last.flat[0] in (0, 255)  # other codes may be, too
+    fewer = (codes[:-count].removesuffix(b"\xff") for count in _LAST)  # a 0 was stuffed
+    if not (is_clamped or any(map(is_changed, fewer))):
         raise NotAssessedError(Reason.DECODE, "damaged: its end belongs to no pixel")
     return pixels if colours == "RGB" else _by_pillow(data, "L")[..., None]
 

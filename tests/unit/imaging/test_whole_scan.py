@@ -78,6 +78,34 @@ def test_a_damaged_scan_is_no_image(syntax: str, bits: int, damage: str) -> None
         decoded(damaged, syntax, pixels, bits)
 
 
+@pytest.mark.parametrize("kind", ["zeros", "FF", "anything"])
+@pytest.mark.parametrize(("syntax", "bits"), [(JPEG_12, 12), (LOSSLESS, 12), (LOSSLESS_SV1, 16)])
+def test_a_lost_sector_is_no_image(syntax: str, bits: int, kind: str) -> None:
+    """Wherever it lies: the bytes that are missing at the end are few for some."""
+    pixels = noisy(bits)
+    whole = compressed(pixels, bits, syntax)
+    judged = 0
+    for at in range(700, len(whole) - 1200, (len(whole) - 1900) // 40):
+        try:
+            decoded(whole[:at] + SECTORS[kind] + whole[at + 512 :], syntax, pixels, bits)
+        except (*REFUSED, ValueError):
+            continue
+        judged += 1
+    assert judged <= 1
+
+
+@pytest.mark.parametrize("border", ["black", "white"])
+@pytest.mark.parametrize("shape", [(320, 280), (173, 363)])
+def test_a_last_block_that_is_clamped_is_no_damage(shape: tuple[int, int], border: str) -> None:
+    for seed in range(20):
+        pixels = noisy(12)[: shape[0], :280]
+        pixels = np.pad(pixels, ((0, 0), (0, shape[1] - 280)))
+        pixels[-20 - seed :] = 0 if border == "black" else 4095
+        whole = bytes(imagecodecs.jpeg8_encode(pixels, level=40 + seed, bitspersample=12))
+        expected = imagecodecs.jpeg8_decode(whole)
+        assert np.array_equal(decoded(whole, JPEG_12, pixels, 12), expected)
+
+
 @pytest.mark.parametrize("tail", [b"", b"\0", END])
 def test_a_progressive_image_without_its_last_scans_is_no_image(tail: bytes) -> None:
     pixels = noisy(8)

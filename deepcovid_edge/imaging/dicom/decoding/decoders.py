@@ -100,9 +100,10 @@ def _by_libjpeg(request: Request, codestream: bytes) -> NDArray[Any]:
     if dct and is_grey_of_8_bits(codestream):
         return decode_jpeg(codestream, "GRAY")
     pixels = _decoded(request, codestream)
-    if dct and (pixels.dtype == np.uint8 or not is_one_huffman_scan(codestream)):
+    if dct:
         decode_jpeg(with_8_bits(codestream), "GRAY")  # for its warnings; its colours are converted
-    elif pixels.ndim == 2 or not dct:
+    one_plane = pixels.ndim == 2 and pixels.dtype != np.uint8 and is_one_huffman_scan(codestream)
+    if one_plane or not dct:
         check_by_last_bits(codestream, pixels, lambda data: _if_decoded(request, data), dct=dct)
     return pixels
 

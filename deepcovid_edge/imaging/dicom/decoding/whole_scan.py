@@ -1,11 +1,11 @@
 """Whether the pixels of a JPEG need its scans to the end, and nothing behind them.
 
 libjpeg makes pixels of a damaged scan and only warns; imagecodecs does not pass that on. simplejpeg
-does, of 8 bits of a DCT (`imaging.formats.jpeg`), and of 12 bits that are labelled as 8. For
-lossless JPEG, and for 12 bits in one scan, the scan is decoded once more with its last bits
-inverted. Then the last pixels have to change, and these alone: if earlier ones do, the scan ended
-too early; if none does, too late. Codes have no fixed length, so after bytes that were lost or
-overwritten hardly any scan ends with its last pixel.
+does, of 8 bits of a DCT (`imaging.formats.jpeg`), and of 12 bits that are labelled as 8. Lossless
+JPEG, and 12 bits in one scan, are decoded again. With more bytes behind the scan no pixel may
+change: else the scan ended too early. With its last bits inverted the last pixels have to change,
+and these alone: if none does, it ended too late. Codes have no fixed length, so after bytes that
+were lost or overwritten hardly any scan ends with its last pixel.
 
 The codes of lossless JPEG begin anew in every restart interval (ITU-T T.81, H.1.1), so all its
 intervals are looked at together. In blocks of a DCT the last interval is: where one ends in white
@@ -35,7 +35,7 @@ _ELSE = b"\x55" * 64
 _RESTART, _RESTARTS = 0xD0, 0xF8
 """The second byte of a restart marker, and which of its bits say so (T.81, table B.1)."""
 _FF, _SOF_LOSSLESS = 0xFF, 0xC3
-_BLOCK = 8
+_BLOCK, _WHITE = 8, 4095
 _LEAST_BITS = 2
 """What a block of a DCT takes at the least."""
 
@@ -73,21 +73,30 @@ def check_by_last_bits(
         detail = f"damaged: {stated} by its header, not as many in its scan"
         raise NotAssessedError(Reason.DECODE, detail)
     unseen = np.ones((len(scans), count), bool)
-    for last in _LAST_OF_DCT if dct else _LAST:
+    for last in (0, *(_LAST_OF_DCT if dct else _LAST)):
         other = decode(_inverted(codestream, scans, sides, last))
         if other is None:  # one that raises errors has raised none for the scan as it is
             return
         planes = _planes(pixels != other, len(scans))
         reach = np.stack([_blocks(one) if dct else _reach(one, size) for one in planes])
         least = _LEAST_BITS if dct else planes[0].shape[2]  # a bit for each channel
-        if (reach[unseen] > -(-8 * last // least)).any():
+        if (reach[unseen] > -(-8 * last // least)).any():  # of 0 bytes none
             raise NotAssessedError(Reason.TRUNCATED, "bytes of the last pixels are missing")
         unseen &= reach == 0
         if not unseen.any():
             return
+    if dct and _is_clamped(pixels):
+        return
     held = zip(_planes(pixels, len(scans)), unseen, strict=True)
     if any(left.any() and np.ptp(plane) for plane, left in held):  # one grey may have but one code
         raise NotAssessedError(Reason.DECODE, "damaged: its end belongs to no pixel")
+
+
+def _is_clamped(pixels: NDArray[Any]) -> bool:
+    """Whether the last block is black or white, which other codes may be too."""
+    row, column = ((side - 1) // _BLOCK * _BLOCK for side in pixels.shape[:2])
+    block = pixels[row:, column:]
+    return bool(np.ptp(block) == 0 and block[0, 0] in (0, _WHITE))
 
 
 def _planes(pixels: NDArray[Any], scans: int) -> list[NDArray[Any]]:
@@ -129,7 +138,7 @@ def _inverted(
     pieces: list[bytes | memoryview] = []
     for start, end in (side for ends in sides for side in ends):
         first = max(start, end - count)
-        if first > start and codestream[first - 1] == _FF:  # a 0 is stuffed (T.81, F.1.2.3)
+        if start < first < end and codestream[first - 1] == _FF:  # a 0 is stuffed (T.81, F.1.2.3)
             first -= 1
         last = np.frombuffer(codestream[first:end].replace(b"\xff\0", b"\xff"), np.uint8)
         pieces += [view[at:first], (~last).tobytes().replace(b"\xff", b"\xff\0"), _ELSE]
