@@ -207,7 +207,7 @@ def _in_words(found: CartStatus) -> str:
 
 @command.command()
 @_CONFIG
-@click.argument("image", type=int, required=False)
+@click.argument("image", type=click.IntRange(1, 2**62), required=False)
 @click.option("--to", "destination", help="To this destination alone.")
 def resend(config: Path, image: int | None, destination: str | None) -> None:
     """Send an IMAGE's results again, the same bytes; without IMAGE what was rejected.

@@ -7,6 +7,7 @@ earlier call was asked for, a GPU or the kiosk, stays until it is asked away.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 import shutil
@@ -16,7 +17,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from deepcovid_edge.cart.config import CartConfig, read_config
-from deepcovid_edge.cart.install.permissions import is_shared, let_account_read
+from deepcovid_edge.cart.install.permissions import is_shared, let_account_read, named_files
 from deepcovid_edge.cart.install.site import ROLES, drop_in, quote, unknown_names
 from deepcovid_edge.cart.install.starting import run_program, wait_until_active
 from deepcovid_edge.cart.install.visible import (
@@ -152,9 +153,20 @@ class Installation:
         config = self._read_config()
         for role in ROLES if config else ():
             assert config is not None
-            yield Path(f"deepcovid-edge-{role}.service.d/10-site.conf"), drop_in(role, config)
+            yield Path(f"deepcovid-edge-{role}.service.d/10-site.conf"), self._drop_in(role, config)
         if self._gpu:
             yield _GPU, _shipped("deepcovid-edge-gpu.conf")
+
+    def _drop_in(self, role: str, config: CartConfig) -> str:
+        """With a line that changes with the configuration or a file that it names.
+
+        The services then start again: they read these files when they start.
+        """
+        content = hashlib.sha256()
+        for path in (config.path, Path(config.cart.model), *named_files(config)):
+            if path.is_absolute() and (place := self._settings.place(path)).is_file():
+                content.update(place.read_bytes())
+        return f"{drop_in(role, config)}# SHA-256 of what it reads: {content.hexdigest()}\n"
 
     def _unit(self, name: str) -> str:
         """A shipped unit, with this program and this configuration."""

@@ -20,6 +20,13 @@ _OF_THE_SYSTEM = ("bin", "boot", "dev", "lib", "lib32", "lib64", "proc", "run", 
 _OF_ALL = tuple(("etc", name) for name in ("default", "pki", "ssh", "ssl", "systemd"))
 
 
+def named_files(config: CartConfig) -> list[Path]:
+    """Files that a configuration names: certificates, keys, the PIN's, the site file."""
+    tables = (config.cart, config.receive, *config.destinations, config.page)
+    named = (getattr(table, name, None) for table in tables for name in _NAMES)
+    return [*filter(None, named)]
+
+
 def is_shared(folder: Path, root: Path) -> bool:
     """Whether a folder is one of the system, in which other programs have their files.
 
@@ -61,9 +68,7 @@ def let_account_read(config: CartConfig, account: str) -> None:
 def _files(config: CartConfig, folder: Path) -> Iterator[Path]:
     """The named files below a folder; no links, and nothing in the spool or its backup."""
     kept = [Path(os.path.realpath(one)) for one in (config.cart.spool, config.cart.backup) if one]
-    tables = (config.cart, config.receive, *config.destinations, config.page)
-    named = [getattr(table, name, None) for table in tables for name in _NAMES]
-    for path in (config.path, Path(config.cart.model), *filter(None, named)):
+    for path in (config.path, Path(config.cart.model), *named_files(config)):
         if path.is_absolute() and path.is_file():
             place = Path(os.path.realpath(path.parent)) / path.name
             is_own = place.is_relative_to(folder) and not place.is_symlink()

@@ -79,6 +79,9 @@ def test_a_configuration_that_is_there_stays_and_is_followed(tmp_path: Path) -> 
         for role in ("receive", "work", "page")
     ]
     assert config.read_text() == SITE
+    config.write_text(SITE.replace("[cart]\n", "[cart]\nkeep_days = 3\n"))
+    assert install(tmp_path) == changed  # no unit names it, but the services have read it
+    assert install(tmp_path) == []
 
 
 def test_a_gpu_and_the_kiosk_stay_until_they_are_asked_away(tmp_path: Path) -> None:
