@@ -164,8 +164,12 @@ class Installation:
         """
         content = hashlib.sha256()
         for path in (config.path, Path(config.cart.model), *named_files(config)):
-            if path.is_absolute() and (place := self._settings.place(path)).is_file():
-                content.update(place.read_bytes())
+            try:
+                if path.is_absolute() and (place := self._settings.place(path)).is_file():
+                    content.update(place.read_bytes())
+            except PermissionError:
+                if not self._settings.is_dry:  # whoever plans may not be root
+                    raise
         return f"{drop_in(role, config)}# SHA-256 of what it reads: {content.hexdigest()}\n"
 
     def _unit(self, name: str) -> str:

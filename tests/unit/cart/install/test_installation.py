@@ -108,6 +108,29 @@ def test_a_dry_run_says_the_same_and_writes_nothing(tmp_path: Path) -> None:
     assert [*tmp_path.iterdir()] == []
 
 
+def test_a_dry_run_needs_no_right_to_read_what_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    install(tmp_path)
+    config, model = tmp_path / "etc/deepcovid-edge/cart.toml", tmp_path / "data/own.onnx"
+    config.write_text(SITE.replace("[cart]\n", '[cart]\nmodel = "/data/own.onnx"\n'))
+    model.parent.mkdir()
+    model.write_bytes(b"a model")
+    planned = install(tmp_path, is_dry=True)
+    read = Path.read_bytes
+
+    def refused(path: Path) -> bytes:
+        if path == model:
+            raise PermissionError(13, "Permission denied", str(path))
+        return read(path)
+
+    monkeypatch.setattr(Path, "read_bytes", refused)
+    assert len(planned) == 3
+    assert install(tmp_path, is_dry=True) == planned
+    with pytest.raises(PermissionError):
+        install(tmp_path)
+
+
 def test_the_command_says_each_step(tmp_path: Path) -> None:
     words = ["install", "--root", str(tmp_path), "--no-start"]
     first, second = (CliRunner().invoke(command, words) for _ in range(2))
